@@ -1,0 +1,2 @@
+//! Layouts shared by the eBPF program and the daemon.
+#![no_std]

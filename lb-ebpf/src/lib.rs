@@ -1,0 +1,2 @@
+//! Host-side half of the eBPF crate.
+#![no_std]

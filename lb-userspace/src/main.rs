@@ -1,0 +1,3 @@
+//! The `ebb` binary.
+
+fn main() {}
