@@ -1,1 +1,3 @@
 //! The daemon and the CLI as a library.
+
+pub mod datapath;
