@@ -1,3 +1,4 @@
 //! The daemon and the CLI as a library.
 
+pub mod config;
 pub mod datapath;
