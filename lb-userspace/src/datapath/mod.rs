@@ -6,6 +6,8 @@
 //! **Invariant:** a packet belongs to a flow, a flow to a {backend slot, generation}. A slot is reused only under a higher
 //! generation, so no packet of an old flow can reach the slot's new holder.
 
+pub mod object;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,

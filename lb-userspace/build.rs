@@ -1,0 +1,94 @@
+//! Builds the eBPF object and leaves it in `OUT_DIR`, from where `src/datapath/object.rs` embeds it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya_build::{Package, Toolchain};
+
+#[path = "../xtask/src/record.rs"]
+mod record;
+
+use record::{RECORD_PATH, Record};
+
+fn main() {
+    if let Err(error) = build() {
+        // One paragraph; with `cargo::error` Cargo prints it as its own error instead of a dump of this script.
+        println!("cargo::error={}", format!("{error:#}").replace('\n', " "));
+    }
+}
+
+fn build() -> Result<()> {
+    let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("run by Cargo")?);
+    let root = manifest_dir
+        .parent()
+        .context("lb-userspace lies in the workspace")?;
+    // aya-build adds lb-ebpf itself. The lock file decides which aya-ebpf goes into the object.
+    for path in [RECORD_PATH, "lb-common", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo:rerun-if-changed={}", root.join(path).display());
+    }
+
+    let record = Record::read(root)
+        .with_context(|| format!("cannot read {RECORD_PATH}; run: cargo xtask setup"))?;
+    let Some(record) = record else {
+        bail!(
+            "Ebb's XDP program is compiled with a Rust toolchain that has its own sources (rust-src) and with \
+             bpf-linker, and this checkout has not looked for them yet; run: cargo xtask setup"
+        );
+    };
+    if !record.linker.is_file() {
+        bail!(
+            "bpf-linker, needed for Ebb's XDP program, is no longer at {}; run: cargo xtask setup",
+            record.linker.display()
+        );
+    }
+    prepare_environment(&record);
+
+    let ebpf = root.join("lb-ebpf");
+    aya_build::build_ebpf(
+        [Package {
+            name: "lb-ebpf",
+            root_dir: utf8(&ebpf)?,
+            ..Package::default()
+        }],
+        Toolchain::Custom(&record.toolchain),
+    )
+    .context(
+        "Ebb's XDP program did not build (the compiler's messages are above; if they are about the toolchain or \
+         bpf-linker, run: cargo xtask setup)",
+    )
+}
+
+/// Sets what the inner Cargo reads; aya-build has no argument for it.
+fn prepare_environment(record: &Record) {
+    for (name, value) in [
+        // `-Z build-std=core` and the BPF target need it on every compiler but a nightly.
+        ("RUSTC_BOOTSTRAP", "1".as_ref()),
+        // By path: `rustup run` puts ~/.cargo/bin before PATH, and another bpf-linker may live there.
+        (
+            "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER",
+            record.linker.as_os_str(),
+        ),
+        (
+            "CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER",
+            record.linker.as_os_str(),
+        ),
+        // aya-build turns each line of the inner Cargo's progress into a warning.
+        ("CARGO_TERM_QUIET", "true".as_ref()),
+    ] {
+        // SAFETY: this build script has started no thread yet, so nothing reads the environment meanwhile.
+        unsafe { env::set_var(name, value) };
+    }
+    // Wrappers and flags meant for the outer build do not apply to another compiler and target.
+    for name in ["RUSTC_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS"] {
+        // SAFETY: as above.
+        unsafe { env::remove_var(name) };
+    }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("the path {} is not UTF-8", path.display()))
+}

@@ -1,0 +1,141 @@
+//! The programs that the tests and the demo run, and the Debian packages they come in.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{command, machine};
+
+/// A program that must be in `PATH`.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    /// A unit that the package would have started at boot; nobody asked for that.
+    unit: Option<&'static str>,
+}
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool {
+        program,
+        package,
+        unit: None,
+    }
+}
+
+/// The one list. A new need is one line here.
+const TOOLS: &[Tool] = &[
+    tool("ip", "iproute2"),
+    tool("ethtool", "ethtool"),
+    tool("nsenter", "util-linux"),
+    tool("curl", "curl"),
+    tool("socat", "socat"),
+    Tool {
+        unit: Some("iperf3.service"),
+        ..tool("iperf3", "iperf3")
+    },
+    Tool {
+        unit: Some("nginx.service"),
+        ..tool("nginx", "nginx-light")
+    },
+];
+
+/// The programs' names, for the report.
+pub(crate) fn names() -> Vec<&'static str> {
+    TOOLS.iter().map(|tool| tool.program).collect()
+}
+
+/// Installs what is missing of the list.
+pub(crate) fn ensure() -> Result<()> {
+    let missing: Vec<&Tool> = TOOLS
+        .iter()
+        .filter(|tool| command::which(tool.program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    install(&packages)?;
+    for tool in missing {
+        if command::which(tool.program).is_none() {
+            bail!(
+                "package {} was installed but {} is still not in PATH",
+                tool.package,
+                tool.program
+            );
+        }
+        if let Some(unit) = tool
+            .unit
+            .filter(|_| Path::new("/run/systemd/system").exists())
+        {
+            command::run(Command::new("systemctl").args(["disable", "--quiet", unit]))?;
+        }
+    }
+    Ok(())
+}
+
+/// While it is there, package scripts start no service. Removed however the installation ends.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Runs the installation given as arguments under such a policy, unless the machine has one of its own.
+const UNDER_POLICY: &str = r#"
+policy=$0
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT INT TERM HUP
+    printf '#!/bin/sh\n# made for one installation by: cargo xtask setup\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+"$@"
+"#;
+
+/// Installs Debian packages, or says how to.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    let Some(apt) = command::which("apt-get") else {
+        bail!("this machine has no apt-get; install what these Debian packages hold: {list}");
+    };
+    if !machine::is_root() {
+        bail!(
+            "packages are missing; run: sudo apt-get update && \
+             sudo apt-get install -y --no-install-recommends {list}"
+        );
+    }
+    let wait = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"];
+    // Lists may be absent or stale on a fresh machine; one refresh per run is enough.
+    if !lists_are_fresh() {
+        command::run(Command::new(&apt).args(wait).arg("update"))?;
+    }
+    command::run(
+        Command::new("sh")
+            .args(["-c", UNDER_POLICY, POLICY])
+            .arg(&apt)
+            .args(wait)
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null()),
+    )
+}
+
+/// Whether `apt-get update` ran within the last hour.
+fn lists_are_fresh() -> bool {
+    const FRESH_S: u64 = 3600;
+    let updated = || {
+        fs::metadata("/var/lib/apt/lists/partial")
+            .ok()?
+            .modified()
+            .ok()
+    };
+    let has_lists = fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
+        entries
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().contains("Packages"))
+    });
+    has_lists
+        && updated()
+            .and_then(|time| time.elapsed().ok())
+            .is_some_and(|age| age.as_secs() < FRESH_S)
+}
