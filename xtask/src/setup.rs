@@ -24,13 +24,8 @@ pub(crate) fn setup(build_only: bool) -> Result<()> {
     Ok(())
 }
 
-/// What the build needs, silently when it is there.
-pub(crate) fn ensure_build() -> Result<()> {
-    ebpf().map(drop)
-}
-
 /// What the tests and the demo need on top: programs, privilege, a kernel.
-pub(crate) fn lab() -> Result<()> {
+fn lab() -> Result<()> {
     machine::check()?;
     packages::ensure()
 }
