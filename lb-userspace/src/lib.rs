@@ -1,4 +1,5 @@
 //! The daemon and the CLI as a library.
 
+pub mod api;
 pub mod config;
 pub mod datapath;

@@ -1,0 +1,264 @@
+//! The client side of the socket: one connection per request, typed by what the caller expects back.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::error::{ErrorBody, ErrorDocument};
+
+/// The longest answer a client reads: a million flows.
+const ANSWER_LIMIT: usize = 1 << 30;
+
+/// Why a request brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error(
+        "no daemon answers at {socket}: {source}; start one with \"ebb run\" or name its socket with --socket",
+        socket = socket.display()
+    )]
+    NoDaemon {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon answered, with an error.
+    #[error("{}", .0.message)]
+    Refused(ErrorBody),
+    /// The conversation failed half-way, or what came back makes no sense.
+    #[error("{action}: {cause}")]
+    Broken {
+        /// What was being done.
+        action: String,
+        /// How it failed.
+        cause: String,
+    },
+}
+
+impl ClientError {
+    fn broken(action: impl Into<String>, cause: &dyn fmt::Display) -> Self {
+        Self::Broken {
+            action: action.into(),
+            cause: cause.to_string(),
+        }
+    }
+}
+
+/// A daemon at a socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client for the daemon at this socket; connects with each request.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+        }
+    }
+
+    /// Where it connects.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Reads a resource.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    /// Sends a request and reads the answer.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<T, ClientError> {
+        let answer = self.send(method, path, body).await?;
+        let action = || format!("the daemon's answer on {path}");
+        let bytes = Limited::new(answer.into_body(), ANSWER_LIMIT)
+            .collect()
+            .await
+            .map_err(|error| ClientError::broken(action(), &error))?
+            .to_bytes();
+        serde_json::from_slice(&bytes).map_err(|error| ClientError::broken(action(), &error))
+    }
+
+    /// Opens a stream of server-sent events.
+    pub async fn follow(&self, path: &str) -> Result<Events, ClientError> {
+        let answer = self.send(Method::GET, path, None::<&()>).await?;
+        Ok(Events {
+            body: answer.into_body(),
+            pending: Vec::new(),
+        })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let action = format!("{method} {path}");
+        let request = build(method, path, body)
+            .map_err(|cause| ClientError::broken(action.clone(), &cause))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ClientError::broken(action.clone(), &error))?;
+        tokio::spawn(connection);
+        let answer = sender.send_request(request).await.map_err(|error| {
+            ClientError::broken(
+                action.clone(),
+                &format!("the daemon went away before it answered ({error}); see its log"),
+            )
+        })?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        Err(refusal(&action, answer).await)
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::broken(
+                format!("no permission to use {}", self.socket.display()),
+                &"run this as root or as a member of the socket's group",
+            ),
+            _ => ClientError::NoDaemon {
+                socket: self.socket.clone(),
+                source,
+            },
+        }
+    }
+}
+
+fn build(
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "ebb");
+    let (request, bytes) = match body {
+        Some(body) => (
+            request.header(header::CONTENT_TYPE, "application/json"),
+            serde_json::to_vec(body).map_err(|error| error.to_string())?,
+        ),
+        None => (request, Vec::new()),
+    };
+    request
+        .body(Full::new(Bytes::from(bytes)))
+        .map_err(|error| error.to_string())
+}
+
+/// What the daemon said no with; whatever it sent, the caller gets a sentence.
+async fn refusal(action: &str, answer: Response<Incoming>) -> ClientError {
+    let status = answer.status();
+    let said = Limited::new(answer.into_body(), 1 << 20).collect().await;
+    let document = said
+        .ok()
+        .and_then(|body| serde_json::from_slice::<ErrorDocument>(&body.to_bytes()).ok());
+    match document {
+        Some(document) => ClientError::Refused(document.error),
+        None => ClientError::broken(
+            action,
+            &format!("HTTP status {status} without a reason; is that socket ebb's?"),
+        ),
+    }
+}
+
+/// Server-sent events as they come.
+#[derive(Debug)]
+pub struct Events {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+/// The longest single event that is believed.
+const EVENT_LIMIT: usize = 4 << 20;
+
+impl Events {
+    /// The next event's data, or `None` when the daemon has closed the stream.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        let broken = |cause: String| ClientError::broken("the daemon's event stream", &cause);
+        loop {
+            if let Some(data) = take_event(&mut self.pending) {
+                return serde_json::from_str(&data)
+                    .map(Some)
+                    .map_err(|error| broken(error.to_string()));
+            }
+            if self.pending.len() > EVENT_LIMIT {
+                return Err(broken("an event has no end".to_owned()));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(broken(error.to_string())),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.pending.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes the first whole event that has data out of what has been received; comments (keep-alives) are dropped.
+fn take_event(pending: &mut Vec<u8>) -> Option<String> {
+    loop {
+        let end = pending.windows(2).position(|pair| pair == b"\n\n")?;
+        let event: Vec<u8> = pending.drain(..end + 2).collect();
+        let text = String::from_utf8_lossy(&event);
+        let data: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data:"))
+            .map(|data| data.strip_prefix(' ').unwrap_or(data))
+            .collect();
+        if !data.is_empty() {
+            return Some(data.join("\n"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_cut_where_they_end() {
+        let mut pending = b": hello\n\nevent: x\ndata: {\"a\":1}\n\ndata: tail".to_vec();
+        assert_eq!(take_event(&mut pending).as_deref(), Some("{\"a\":1}"));
+        assert_eq!(take_event(&mut pending), None);
+        assert_eq!(pending, b"data: tail");
+    }
+
+    #[tokio::test]
+    async fn nobody_at_the_socket_is_its_own_error() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let client = Client::new(dir.path().join("none.sock"));
+        let error = client
+            .get::<serde_json::Value>("/v1/status")
+            .await
+            .expect_err("nobody listens");
+        assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
+        assert!(error.to_string().contains("ebb run"), "{error}");
+    }
+}
