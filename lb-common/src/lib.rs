@@ -1,2 +1,55 @@
-//! Layouts shared by the eBPF program and the daemon.
+//! What Ebb's eBPF program and its daemon share: the layout of every map, and the arithmetic that both sides must
+//! agree on to the bit (hashes, the flow table's algorithm, TCP tracking, checksum updates).
+//!
+//! Nothing here touches a packet pointer or a system call, so all of it is tested on the host.
+//!
+//! **Invariant:** every struct that lives in a map is `repr(C)`, has no implicit padding and asserts its size; a
+//! change to any of them bumps [`LAYOUT_VERSION`], which is part of the pin path.
 #![no_std]
+#![expect(
+    clippy::inline_always,
+    reason = "the packet path must be one function: a call costs a stack frame, and the verifier loses bounds across it"
+)]
+
+pub mod addr;
+pub mod backend;
+pub mod checksum;
+pub mod control;
+pub mod flow;
+pub mod flow_table;
+pub mod hash;
+pub mod outcome;
+pub mod ring;
+pub mod service;
+pub mod tcp;
+pub mod time;
+
+#[cfg(test)]
+extern crate std;
+
+/// Version of all map layouts together; the last component of the default pin path (`…/ebb/v1`).
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the maps as they stand in the eBPF object, and of their pins.
+pub mod map_name {
+    /// One [`crate::control::Control`].
+    pub const CONTROL: &str = "CONTROL";
+    /// Two halves of [`crate::service::VipEntry`], an open-addressed table each.
+    pub const VIPS: &str = "VIPS";
+    /// [`crate::service::Service`] rows by service slot.
+    pub const SERVICES: &str = "SERVICES";
+    /// [`crate::backend::Backend`] rows by backend slot.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of arrays: a ring of [`crate::ring::RingSlot`] words for each service slot.
+    pub const RINGS: &str = "RINGS";
+    /// [`crate::flow::FlowEntry`] rows.
+    pub const FLOWS: &str = "FLOWS";
+    /// [`crate::control::Peer`] rows: the link-layer neighbours that client packets came from.
+    pub const PEERS: &str = "PEERS";
+    /// [`crate::backend::BackendStats`] rows, one per backend slot and CPU.
+    pub const STATS: &str = "STATS";
+    /// `u64` counters, one per [`crate::outcome::Outcome`] and CPU.
+    pub const OUTCOMES: &str = "OUTCOMES";
+    /// Where the fragments of a datagram go (LRU hash).
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+}
