@@ -82,7 +82,11 @@ fn prepare_environment(record: &Record) {
         unsafe { env::set_var(name, value) };
     }
     // Wrappers and flags meant for the outer build do not apply to another compiler and target.
-    for name in ["RUSTC_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS"] {
+    for name in [
+        "RUSTC_WRAPPER",
+        "CARGO_BUILD_TARGET",
+        "CARGO_BUILD_RUSTFLAGS",
+    ] {
         // SAFETY: as above.
         unsafe { env::remove_var(name) };
     }
