@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsStr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -25,14 +25,19 @@ pub(crate) fn cargo() -> Command {
 
 /// Prints a command line and runs it; fails unless it ends with status 0.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    eprintln!("+ {}", line(command));
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {}", line(command)))?;
+    let status = start(command)?.wait()?;
     if !status.success() {
         bail!("{} failed: {status}", line(command));
     }
     Ok(())
+}
+
+/// Prints a command line and starts it.
+pub(crate) fn start(command: &mut Command) -> Result<Child> {
+    eprintln!("+ {}", line(command));
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {}", line(command)))
 }
 
 /// What a command prints on stdout; fails unless it ends with status 0.

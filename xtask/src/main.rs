@@ -1,12 +1,16 @@
 //! Project tasks: everything a checkout needs beyond `cargo build`.
 
+mod ci;
 mod command;
 mod linker;
 mod machine;
 mod packages;
 mod record;
 mod setup;
+mod test;
 mod toolchain;
+
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,10 +30,33 @@ enum Task {
         #[arg(long)]
         build_only: bool,
     },
+    /// Run the tests: host, packet suite, namespace scenarios (the latter two as root)
+    Test(test::TestOptions),
+    /// Drain a backend under load in network namespaces, and judge it by what clients and servers saw
+    Demo {
+        /// Passed on to the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Everything that must hold before a change lands; what .ci/run calls
+    Ci,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Setup { build_only } => setup::setup(build_only),
+        Task::Test(options) => test::test(&options),
+        Task::Demo { arguments } => test::demo(&arguments),
+        Task::Ci => ci::ci(),
     }
 }

@@ -24,6 +24,23 @@ pub(crate) fn setup(build_only: bool) -> Result<()> {
     Ok(())
 }
 
+/// How much of the set-up a task needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// The eBPF compiler and linker.
+    Build,
+    /// Also root, a kernel and the programs that the tests and the demo use.
+    Lab,
+}
+
+/// Sets up what a task needs; silent when nothing is missing. Privilege is asked for first: it is the quickest to lack.
+pub(crate) fn ensure(needs: Needs) -> Result<()> {
+    if needs == Needs::Lab {
+        lab()?;
+    }
+    ebpf().map(drop)
+}
+
 /// What the tests and the demo need on top: programs, privilege, a kernel.
 fn lab() -> Result<()> {
     machine::check()?;

@@ -1,0 +1,117 @@
+//! `cargo xtask ci`: everything that must hold before a change lands, in the order that fails soonest.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    command::{self, cargo, root},
+    packages,
+    record::Record,
+    setup, test, toolchain,
+};
+
+type Step = (&'static str, fn() -> Result<()>);
+
+const STEPS: &[Step] = &[
+    ("set-up", || setup::setup(false)),
+    ("format", || {
+        command::run(cargo().args(["fmt", "--all", "--check"]))
+    }),
+    ("lint for the host", lint_host),
+    ("lint for the kernel", lint_ebpf),
+    ("licences and sources", deny),
+    ("documentation", documentation),
+    ("tests", || test::test(&test::TestOptions::default())),
+    ("demo", || test::demo(&[])),
+];
+
+/// Runs every step; the first that fails ends it.
+pub(crate) fn ci() -> Result<()> {
+    let mut times: Vec<(&str, Duration)> = Vec::new();
+    for (name, step) in STEPS {
+        println!("\n==== {name}");
+        let started = Instant::now();
+        step().with_context(|| format!("ci step \"{name}\""))?;
+        times.push((name, started.elapsed()));
+    }
+    println!();
+    for (name, took) in times {
+        println!("ok {:>5} s  {name}", took.as_secs());
+    }
+    Ok(())
+}
+
+/// All targets but the eBPF program itself, which has no `main` on the host.
+fn lint_host() -> Result<()> {
+    let deny = ["--", "-D", "warnings"];
+    command::run(
+        cargo()
+            .args(["clippy", "--workspace", "--exclude", "lb-ebpf"])
+            .arg("--all-targets")
+            .args(deny),
+    )?;
+    command::run(
+        cargo()
+            .args(["clippy", "-p", "lb-ebpf", "--lib", "--tests"])
+            .args(deny),
+    )
+}
+
+/// The eBPF program for the target it is built for, with the compiler it is built with.
+fn lint_ebpf() -> Result<()> {
+    let record = Record::read(root())?.context("no record of the eBPF compiler")?;
+    let clippy = |arguments: &[&str]| {
+        let mut command = Command::new("rustup");
+        command
+            .current_dir(root())
+            .args(["run", &record.toolchain, "cargo", "clippy"])
+            .args(arguments);
+        command
+    };
+    if command::output(&mut clippy(&["--version"])).is_err() {
+        if record.toolchain != toolchain::LINKED_NAME {
+            bail!(
+                "toolchain {0} has no clippy; run: rustup component add clippy --toolchain {0}",
+                record.toolchain
+            );
+        }
+        packages::install(&["rust-web-clippy"])?;
+    }
+    let flags = format!(
+        "--cfg=bpf_target_arch=\"{}\"\x1f-Dwarnings",
+        std::env::consts::ARCH
+    );
+    let build = ["-Z", "build-std=core", "--target", "bpfel-unknown-none"];
+    command::run(
+        clippy(&["-p", "lb-ebpf", "--bins", "--release"])
+            .args(build)
+            .arg("--target-dir")
+            .arg(test::target_directory()?.join("ebpf-clippy"))
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &record.linker)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags),
+    )
+}
+
+/// Licences, duplicate and foreign sources of dependencies. Advisories need a download and are left to `cargo deny check`.
+fn deny() -> Result<()> {
+    if command::which("cargo-deny").is_none() {
+        println!(
+            "not checked: cargo-deny is not installed; run: cargo install --locked cargo-deny"
+        );
+        return Ok(());
+    }
+    command::run(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
+}
+
+fn documentation() -> Result<()> {
+    command::run(
+        cargo()
+            .args(["doc", "--no-deps", "--workspace", "--exclude", "lb-ebpf"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}

@@ -1,0 +1,206 @@
+//! `cargo xtask test` and `cargo xtask demo`.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    command::{self, cargo, root},
+    setup,
+};
+
+/// Tells the scenarios and the demo which binary to drive.
+const BINARY_VARIABLE: &str = "EBB_BIN";
+
+/// Crates whose tests need neither root nor a network. The eBPF crate's library has the arithmetic that runs on the host as well.
+const HOST_TESTS: &[&[&str]] = &[
+    &["-p", "lb-common", "-p", "lb-userspace", "-p", "xtask"],
+    &["-p", "lb-ebpf", "--lib"],
+];
+
+/// What `cargo xtask test` takes.
+#[derive(Args, Default)]
+pub(crate) struct TestOptions {
+    /// Leave out the packet suite and the namespace scenarios, which need root
+    #[arg(long)]
+    host_only: bool,
+
+    /// Run only tests whose name contains this
+    #[arg(long, value_name = "SUBSTRING")]
+    filter: Option<String>,
+}
+
+/// Sets up, builds and runs the tests; every tier runs even if an earlier one fails.
+pub(crate) fn test(options: &TestOptions) -> Result<()> {
+    setup::ensure(if options.host_only {
+        setup::Needs::Build
+    } else {
+        setup::Needs::Lab
+    })?;
+
+    let mut failed = Vec::new();
+    let mut total = Tally::default();
+    let mut tier = |name: &'static str, command: &mut Command| -> Result<()> {
+        println!("\n== {name}");
+        let (tally, succeeded) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
+        total.add(tally);
+        if !succeeded {
+            failed.push(name);
+        }
+        Ok(())
+    };
+    for packages in HOST_TESTS {
+        tier("host tests", cargo().arg("test").args(*packages))?;
+    }
+    if options.host_only {
+        println!("\n(--host-only: the packet suite and the namespace scenarios were not run)");
+    } else {
+        let binary = build_binary(Profile::Dev)?;
+        tier(
+            "packet suite and namespace scenarios",
+            cargo()
+                .args(["test", "-p", "ebb-tests"])
+                .env(BINARY_VARIABLE, binary),
+        )?;
+    }
+
+    println!("\nin all: {total}");
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    if total.passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// What the test runners counted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Tally {
+    /// Reads a runner's summary: `test result: ok. 7 passed; 0 failed; 0 ignored; …`.
+    fn parse(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let count = |what: &str| {
+            counts
+                .split("; ")
+                .find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
+        };
+        Some(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+            ignored: count("ignored")?,
+        })
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            ignored,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {ignored} ignored")
+    }
+}
+
+/// Runs `cargo test …`, passing its output on, and adds up the runners' summaries.
+fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
+    let mut child = command::start(command.stdout(Stdio::piped()))?;
+    let mut tally = Tally::default();
+    let stdout = child.stdout.take().context("the runner's output")?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read the runner's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        if let Some(counted) = Tally::parse(&line) {
+            tally.add(counted);
+        }
+    }
+    Ok((tally, child.wait()?.success()))
+}
+
+/// Sets up, builds in release mode and runs the demo with `arguments`.
+pub(crate) fn demo(arguments: &[OsString]) -> Result<()> {
+    setup::ensure(setup::Needs::Lab)?;
+    let binary = build_binary(Profile::Release)?;
+    command::run(cargo().args(["build", "--release", "-p", "ebb-tests", "--bin", "ebb-demo"]))?;
+    let demo = target_directory()?.join("release/ebb-demo");
+    command::run(
+        Command::new(demo)
+            .args(arguments)
+            .env(BINARY_VARIABLE, binary),
+    )
+}
+
+/// How to compile.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// Quick to build.
+    Dev,
+    /// What users run.
+    Release,
+}
+
+/// Builds `ebb`; returns where it is.
+pub(crate) fn build_binary(profile: Profile) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "-p", "lb-userspace", "--bin", "ebb"]);
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            build.arg("--release");
+            "release"
+        }
+    };
+    command::run(&mut build)?;
+    Ok(target_directory()?.join(directory).join("ebb"))
+}
+
+/// Where Cargo puts what it builds. We are there ourselves, two levels down (`target/debug/xtask`).
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Ok(root().join(directory));
+    }
+    let own = std::env::current_exe().context("cannot tell where xtask runs from")?;
+    own.parent()
+        .and_then(Path::parent)
+        .map(Path::to_owned)
+        .with_context(|| format!("{} is not in a target directory", own.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_of_runners_are_read() {
+        let line = "test result: FAILED. 7 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.00s";
+        let tally = Tally {
+            passed: 7,
+            failed: 1,
+            ignored: 2,
+        };
+        assert_eq!(Tally::parse(line), Some(tally));
+        assert_eq!(Tally::parse("test config::tests::a ... ok"), None);
+    }
+}
