@@ -37,19 +37,55 @@ const _: () = assert!(size_of::<Control>() == 128);
 
 /// A neighbour on the link that client packets came from, so that replies and resets can go back the same way.
 ///
-/// The packet path claims rows by compare-and-swap on `word`; a row never changes while the table lives.
-#[repr(C, align(16))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+/// Packed into one word of its map, which the packet path claims by compare-and-swap; a row never changes while the
+/// table lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
-    /// The MAC address in the low 48 bits, memory order; bit 63 set marks a row in use.
-    pub word: u64,
-    /// Interface its packets come in on.
+    /// Its MAC address: six bytes in memory order in the low 48 bits.
+    pub mac: u64,
+    /// Interface its packets come in on, at most [`Peer::MAX_IFINDEX`].
     pub ifindex: u32,
-    /// Explicit padding.
-    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Peer>() == 16);
+impl Peer {
+    /// Interfaces beyond this number are not remembered.
+    pub const MAX_IFINDEX: u32 = (1 << 15) - 1;
+
+    /// The word in the map; never 0, which is a free row.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        1 << 63 | (self.ifindex as u64) << 48 | self.mac
+    }
+
+    /// The peer in a map's word.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Option<Self> {
+        if word == 0 {
+            return None;
+        }
+        Some(Self { mac: word & 0xffff_ffff_ffff, ifindex: (word >> 48) as u32 & Self::MAX_IFINDEX })
+    }
+
+    /// The bytes of the MAC address.
+    pub const fn mac_bytes(self) -> [u8; 6] {
+        let b = self.mac.to_le_bytes();
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+}
 
 /// Rows of the peer table; row 0 stands for an unknown peer.
 pub const PEERS: u32 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_round_trip() {
+        let peer = Peer { mac: u64::from_le_bytes([2, 0, 0xff, 3, 4, 0xfe, 0, 0]), ifindex: Peer::MAX_IFINDEX };
+        assert_eq!(Peer::unpack(peer.pack()), Some(peer));
+        assert_eq!(peer.mac_bytes(), [2, 0, 0xff, 3, 4, 0xfe]);
+        assert_eq!(Peer::unpack(0), None);
+        assert_ne!(Peer { mac: 0, ifindex: 0 }.pack(), 0);
+    }
+}
