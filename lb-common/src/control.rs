@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::hash::TABLE_KEYS;
+use crate::{flow_table::Geometry, hash::TABLE_KEYS};
 
 /// Bits of [`Control::flags`].
 pub mod control_flag {
@@ -34,6 +34,14 @@ pub struct Control {
 }
 
 const _: () = assert!(size_of::<Control>() == 128);
+
+impl Control {
+    /// Size of the flow table, and the secret of its alternate sets: the last of the keys, which the hash does not use.
+    #[inline(always)]
+    pub const fn geometry(&self) -> Geometry {
+        Geometry { slots: self.flow_slots, secret: self.table_keys[TABLE_KEYS - 1] }
+    }
+}
 
 /// A neighbour on the link that client packets came from, so that replies and resets can go back the same way.
 ///

@@ -40,7 +40,8 @@ pub mod map_name {
     pub const SERVICES: &str = "SERVICES";
     /// [`crate::backend::Backend`] rows by backend slot.
     pub const BACKENDS: &str = "BACKENDS";
-    /// Array of arrays: a ring of [`crate::ring::RingSlot`] words for each service slot.
+    /// Array of arrays: two rings of [`crate::ring::RingSlot`] words for each service slot, see
+    /// [`crate::ring::Published`].
     pub const RINGS: &str = "RINGS";
     /// [`crate::flow::FlowEntry`] rows.
     pub const FLOWS: &str = "FLOWS";

@@ -38,6 +38,41 @@ impl RingSlot {
     }
 }
 
+/// Which of a service's two ring maps is in force, and how many slots it has.
+///
+/// Packed into the one word [`crate::service::Service::ring`], so that a packet never meets the size of one ring with
+/// the slots of another: a ring of another size is built in the map that is not in force, and the store of this word
+/// swaps them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Published {
+    /// 0 or 1.
+    pub half: u32,
+    /// Slots; never 0.
+    pub size: u32,
+}
+
+impl Published {
+    const HALF: u32 = 1 << 31;
+
+    /// The word in the service's row.
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.half << 31 | self.size
+    }
+
+    /// The ring in the service's row, if it has one.
+    #[inline(always)]
+    pub const fn unpack(word: u32) -> Option<Self> {
+        if word == 0 { None } else { Some(Self { half: word >> 31, size: word & !Self::HALF }) }
+    }
+
+    /// Index of the ring's map in the array of maps.
+    #[inline(always)]
+    pub const fn map_index(self, service: u16) -> u32 {
+        service as u32 * 2 + self.half
+    }
+}
+
 /// Ring sizes: primes near the powers of four from 2^12, the smallest with [`SLOTS_PER_BACKEND`] slots a backend.
 pub const RING_SIZES: [u32; 6] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319];
 
@@ -78,5 +113,13 @@ mod tests {
         assert_eq!(ring_size(10_000), 1_048_583);
         assert_eq!(ring_size(u32::MAX), 4_194_319);
         assert_eq!(slot_of(u32::MAX, 4_099), 4_098);
+    }
+
+    #[test]
+    fn a_published_ring_round_trips() {
+        let ring = Published { half: 1, size: RING_SIZES[5] };
+        assert_eq!(Published::unpack(ring.pack()), Some(ring));
+        assert_eq!(ring.map_index(7), 15);
+        assert_eq!(Published::unpack(0), None);
     }
 }

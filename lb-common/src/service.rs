@@ -47,8 +47,8 @@ pub struct Service {
     pub affinity_prefix: u8,
     /// Explicit padding.
     pub pad0: [u8; 2],
-    /// Slots of its ring; 0 while it has none.
-    pub ring_size: u32,
+    /// Where its ring is and how long it is, see [`crate::ring::Published`]; 0 while it has none.
+    pub ring: u32,
     /// Silence after which an established flow is over, in ticks.
     pub idle_ticks: u32,
     /// Silence after the client's FIN after which a flow seen from one side is over, in ticks.
