@@ -1,0 +1,16 @@
+//! Programs that make real TCP and UDP traffic inside a lab, and keep accounts of it on both sides.
+
+mod account;
+mod client;
+mod datagrams;
+mod host;
+mod server;
+mod wire;
+
+pub use self::{
+    account::{Accepted, Connection, DatagramFlow, End, Fault, Tally, given_after, last_end, tenths},
+    client::{Client, Closer, Conversation, Group, Lasting},
+    datagrams::DatagramGroup,
+    server::Server,
+    wire::Name,
+};
