@@ -2,4 +2,6 @@
 
 pub mod api;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod datapath;

@@ -1,0 +1,11 @@
+//! The control core: what services, backends and drains are and how they change.
+//!
+//! **Invariant:** nothing here does I/O or reads a clock. The time is passed in, what is to be done is handed out, and the
+//! shells in `daemon` carry it out.
+
+pub mod duration;
+mod error;
+pub mod model;
+pub mod vip;
+
+pub use error::{Error, ErrorKind};
