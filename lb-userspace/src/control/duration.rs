@@ -12,26 +12,18 @@ pub const MAX: Duration = Duration::from_hours(365 * 24);
 /// Parses `90s`, `5m`, `1h30m`, `250ms`, `1.5s` or a bare number of seconds.
 pub fn parse(text: &str) -> Result<Duration, Error> {
     let trimmed = text.trim();
-    let invalid = || {
-        Error::Invalid(format!(
-            "'{text}' is not a duration: write 90s, 5m, 1h30m, or a number of seconds"
-        ))
-    };
+    let invalid =
+        || Error::Invalid(format!("'{text}' is not a duration: write 90s, 5m, 1h30m, or a number of seconds"));
     if trimmed.is_empty() {
         return Err(invalid());
     }
-    let nanos = if trimmed
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
+    let nanos = if trimmed.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
         decimal_nanos(trimmed, 1_000_000_000).ok_or_else(invalid)?
     } else {
         parts_nanos(trimmed).ok_or_else(invalid)?
     };
     if nanos > MAX.as_nanos() {
-        return Err(Error::Invalid(format!(
-            "'{text}' is longer than a year: write none for no limit at all"
-        )));
+        return Err(Error::Invalid(format!("'{text}' is longer than a year: write none for no limit at all")));
     }
     let seconds = u64::try_from(nanos / 1_000_000_000).map_err(|_| invalid())?;
     Ok(Duration::new(seconds, (nanos % 1_000_000_000) as u32))
@@ -76,9 +68,7 @@ fn parts_nanos(text: &str) -> Option<u128> {
     while !rest.is_empty() {
         let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, tail) = rest.split_at(unit_at);
-        let unit_end = tail
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(tail.len());
+        let unit_end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_end);
         let unit_nanos = match unit {
             "ns" => 1,
@@ -109,8 +99,7 @@ fn decimal_nanos(number: &str, unit_nanos: u128) -> Option<u128> {
     let mut nanos = whole.parse::<u128>().ok()?.checked_mul(unit_nanos)?;
     if !fraction.is_empty() {
         let scale = 10_u128.pow(fraction.len() as u32);
-        nanos =
-            nanos.checked_add(fraction.parse::<u128>().ok()?.checked_mul(unit_nanos)? / scale)?;
+        nanos = nanos.checked_add(fraction.parse::<u128>().ok()?.checked_mul(unit_nanos)? / scale)?;
     }
     Some(nanos)
 }
@@ -196,9 +185,7 @@ impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match deserializer.deserialize_any(LimitVisitor)?.0 {
             Some(duration) => Ok(Self(duration)),
-            None => Err(de::Error::custom(
-                "a duration is needed here: none is not possible",
-            )),
+            None => Err(de::Error::custom("a duration is needed here: none is not possible")),
         }
     }
 }
@@ -227,15 +214,10 @@ impl de::Visitor<'_> for LimitVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Limit, E> {
-        let duration = Duration::try_from_secs_f64(seconds).map_err(|_| {
-            E::custom(format!(
-                "{seconds} is not a duration: write a number of seconds, 0 or more"
-            ))
-        })?;
+        let duration = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| E::custom(format!("{seconds} is not a duration: write a number of seconds, 0 or more")))?;
         if duration > MAX {
-            return Err(E::custom(format!(
-                "{seconds} seconds is longer than a year: write none for no limit at all"
-            )));
+            return Err(E::custom(format!("{seconds} seconds is longer than a year: write none for no limit at all")));
         }
         Ok(Limit(Some(duration)))
     }
@@ -281,47 +263,22 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_advice() {
-        for text in [
-            "", "abc", "-5", "5x", "m", "5m5h", "5s5s", "1..2s", ".5s", "1.s", "1h 30m", "inf",
-            "NaN", "1e9",
-        ] {
+        for text in ["", "abc", "-5", "5x", "m", "5m5h", "5s5s", "1..2s", ".5s", "1.s", "1h 30m", "inf", "NaN", "1e9"] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains("write 90s, 5m, 1h30m"), "{text}: {error}");
         }
-        assert!(
-            parse("400d")
-                .expect_err("too long")
-                .to_string()
-                .contains("longer than a year")
-        );
+        assert!(parse("400d").expect_err("too long").to_string().contains("longer than a year"));
         assert!(parse("99999999999999999999999999999999999999999s").is_err());
-        assert!(
-            parse_limit("nome")
-                .expect_err("no number")
-                .to_string()
-                .ends_with("or none")
-        );
+        assert!(parse_limit("nome").expect_err("no number").to_string().ends_with("or none"));
     }
 
     #[test]
     fn they_travel_as_numbers() {
-        let json = serde_json::to_string(&(
-            Seconds::new(300),
-            Limit::NONE,
-            Seconds(Duration::from_millis(1500)),
-        ));
+        let json = serde_json::to_string(&(Seconds::new(300), Limit::NONE, Seconds(Duration::from_millis(1500))));
         assert_eq!(json.expect("serializes"), "[300,null,1.5]");
         let read: (Seconds, Limit, Limit, Limit) =
             serde_json::from_str(r#"["1h30m", null, "none", 0.25]"#).expect("all are durations");
-        assert_eq!(
-            read,
-            (
-                Seconds::new(5400),
-                Limit::NONE,
-                Limit::NONE,
-                Limit(Some(Duration::from_millis(250)))
-            )
-        );
+        assert_eq!(read, (Seconds::new(5400), Limit::NONE, Limit::NONE, Limit(Some(Duration::from_millis(250)))));
         assert!(serde_json::from_str::<Seconds>("null").is_err());
         assert!(serde_json::from_str::<Seconds>("-1").is_err());
         assert!(serde_json::from_str::<Seconds>("1e300").is_err());

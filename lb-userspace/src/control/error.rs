@@ -74,8 +74,6 @@ impl Error {
 
 impl From<DatapathError> for Error {
     fn from(error: DatapathError) -> Self {
-        Self::Internal(format!(
-            "the datapath failed: {error}; the daemon keeps trying, see its log"
-        ))
+        Self::Internal(format!("the datapath failed: {error}; the daemon keeps trying, see its log"))
     }
 }

@@ -611,11 +611,7 @@ impl std::str::FromStr for MaxOut {
 
     fn from_str(text: &str) -> Result<Self, super::Error> {
         let parsed = match text.strip_suffix('%') {
-            Some(percent) => percent
-                .parse()
-                .ok()
-                .filter(|percent| *percent <= 100)
-                .map(Self::Percent),
+            Some(percent) => percent.parse().ok().filter(|percent| *percent <= 100).map(Self::Percent),
             None => text.parse().ok().map(Self::Count),
         };
         parsed.ok_or_else(|| {
@@ -627,9 +623,7 @@ impl std::str::FromStr for MaxOut {
 }
 
 /// Tells a field that is `null` from one that is missing.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 

@@ -37,10 +37,7 @@ pub struct BackendAddress {
 /// Checks the name of a `what` ("service", "backend").
 pub fn check_name(what: &str, name: &str) -> Result<(), Error> {
     let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let starts_well = name
-        .chars()
-        .next()
-        .is_some_and(|c| c.is_ascii_alphanumeric());
+    let starts_well = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
     if starts_well && name.len() <= MAX_NAME_BYTES && name.chars().all(fit) {
         return Ok(());
     }
@@ -54,21 +51,16 @@ impl FromStr for Vip {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = |why: &str| {
-            Error::Invalid(format!(
-                "'{text}' is not a VIP: {why}; write 10.0.0.100:80/tcp or [fd00::1]:80/udp"
-            ))
+            Error::Invalid(format!("'{text}' is not a VIP: {why}; write 10.0.0.100:80/tcp or [fd00::1]:80/udp"))
         };
-        let (socket, protocol) = text
-            .rsplit_once('/')
-            .ok_or_else(|| invalid("the protocol is missing"))?;
+        let (socket, protocol) = text.rsplit_once('/').ok_or_else(|| invalid("the protocol is missing"))?;
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
             _ => return Err(invalid("the protocol is tcp or udp")),
         };
-        let address: SocketAddr = socket
-            .parse()
-            .map_err(|_| invalid("an address, a colon and a port come first (IPv6 in brackets)"))?;
+        let address: SocketAddr =
+            socket.parse().map_err(|_| invalid("an address, a colon and a port come first (IPv6 in brackets)"))?;
         if address.port() == 0 {
             return Err(invalid("the port is 1 to 65535"));
         }
@@ -187,20 +179,10 @@ mod tests {
 
     #[test]
     fn vips_read_and_write_back() {
-        for text in [
-            "10.0.0.100:80/tcp",
-            "[fd00::1]:80/udp",
-            "192.0.2.1:65535/udp",
-        ] {
+        for text in ["10.0.0.100:80/tcp", "[fd00::1]:80/udp", "192.0.2.1:65535/udp"] {
             assert_eq!(text.parse::<Vip>().expect(text).to_string(), text);
         }
-        assert_eq!(
-            "[::ffff:10.0.0.1]:80/tcp"
-                .parse::<Vip>()
-                .expect("mapped")
-                .to_string(),
-            "10.0.0.1:80/tcp"
-        );
+        assert_eq!("[::ffff:10.0.0.1]:80/tcp".parse::<Vip>().expect("mapped").to_string(), "10.0.0.1:80/tcp");
     }
 
     #[test]
@@ -221,31 +203,16 @@ mod tests {
             ("", "protocol is missing"),
         ] {
             let error = text.parse::<Vip>().expect_err(text).to_string();
-            assert!(
-                error.contains(why) && error.contains("write 10.0.0.100:80/tcp"),
-                "{text}: {error}"
-            );
+            assert!(error.contains(why) && error.contains("write 10.0.0.100:80/tcp"), "{text}: {error}");
         }
     }
 
     #[test]
     fn backend_addresses_read_and_write_back() {
         for text in ["10.0.0.11", "10.0.0.11:8080", "fd00::b", "[fd00::b]:8080"] {
-            assert_eq!(
-                text.parse::<BackendAddress>().expect(text).to_string(),
-                text
-            );
+            assert_eq!(text.parse::<BackendAddress>().expect(text).to_string(), text);
         }
-        for text in [
-            "",
-            "web-1",
-            "10.0.0",
-            "10.0.0.11:0",
-            "10.0.0.11:99999",
-            "0.0.0.0",
-            "127.0.0.1",
-            "fe80::1",
-        ] {
+        for text in ["", "web-1", "10.0.0", "10.0.0.11:0", "10.0.0.11:99999", "0.0.0.0", "127.0.0.1", "fe80::1"] {
             assert!(text.parse::<BackendAddress>().is_err(), "{text}");
         }
     }
@@ -255,16 +222,7 @@ mod tests {
         for name in ["web", "web-1", "a", "10.0.0.11", "A_b.c", &"x".repeat(64)] {
             check_name("service", name).expect(name);
         }
-        for name in [
-            "",
-            "-web",
-            ".web",
-            "we b",
-            "web/1",
-            "wéb",
-            "a\n",
-            &"x".repeat(65),
-        ] {
+        for name in ["", "-web", ".web", "we b", "web/1", "wéb", "a\n", &"x".repeat(65)] {
             let error = check_name("backend", name).expect_err(name).to_string();
             assert!(error.contains("cannot name a backend"), "{error}");
         }

@@ -7,9 +7,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::control::{
     Error,
     model::{
-        ApplyReport, BackendPatch, BackendSpec, BackendStatus, CountersView, DrainRequest,
-        DrainStarted, Event, FlowView, FlowsRequest, HealthSpec, ServicePatch, ServiceSpec, Status,
-        WaitFor, WaitResult, WantedService,
+        ApplyReport, BackendPatch, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, Event,
+        FlowView, FlowsRequest, HealthSpec, ServicePatch, ServiceSpec, Status, WaitFor, WaitResult, WantedService,
     },
     vip::{BackendAddress, Vip},
 };
@@ -85,33 +84,23 @@ pub(super) enum Request {
 
 impl Handle {
     #[expect(dead_code, reason = "called by the engine, which lands next")]
-    pub(super) fn new(
-        requests: mpsc::Sender<Request>,
-        targets: watch::Receiver<Arc<Vec<CheckTarget>>>,
-    ) -> Self {
+    pub(super) fn new(requests: mpsc::Sender<Request>, targets: watch::Receiver<Arc<Vec<CheckTarget>>>) -> Self {
         Self { requests, targets }
     }
 
     /// Adds a service; returns it with its defaults filled in.
     pub async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceSpec, Error> {
-        self.ask(|reply| Request::AddService(Box::new(spec), reply))
-            .await
+        self.ask(|reply| Request::AddService(Box::new(spec), reply)).await
     }
 
     /// Changes a service's settings.
-    pub async fn set_service(
-        &self,
-        service: &str,
-        patch: ServicePatch,
-    ) -> Result<ServiceSpec, Error> {
-        self.ask(|reply| Request::SetService(service.to_owned(), Box::new(patch), reply))
-            .await
+    pub async fn set_service(&self, service: &str, patch: ServicePatch) -> Result<ServiceSpec, Error> {
+        self.ask(|reply| Request::SetService(service.to_owned(), Box::new(patch), reply)).await
     }
 
     /// Drains a service's backends, removes them, then the service. Returns at once; with `now` they are cut first.
     pub async fn remove_service(&self, service: &str, now: bool) -> Result<(), Error> {
-        self.ask(|reply| Request::RemoveService(service.to_owned(), now, reply))
-            .await
+        self.ask(|reply| Request::RemoveService(service.to_owned(), now, reply)).await
     }
 
     /// All services, in the order in which they were added.
@@ -122,79 +111,44 @@ impl Handle {
     /// One service.
     pub async fn service(&self, service: &str) -> Result<ServiceSpec, Error> {
         let all = self.services().await?;
-        all.into_iter()
-            .find(|spec| spec.name == service)
-            .ok_or_else(|| no_service(service))
+        all.into_iter().find(|spec| spec.name == service).ok_or_else(|| no_service(service))
     }
 
     /// Adds a backend. It becomes active once its next hop is resolved and its checks pass.
-    pub async fn add_backend(
-        &self,
-        service: &str,
-        spec: BackendSpec,
-    ) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::AddBackend(service.to_owned(), spec, reply))
-            .await
+    pub async fn add_backend(&self, service: &str, spec: BackendSpec) -> Result<BackendStatus, Error> {
+        self.ask(|reply| Request::AddBackend(service.to_owned(), spec, reply)).await
     }
 
     /// Changes a backend.
-    pub async fn set_backend(
-        &self,
-        service: &str,
-        backend: &str,
-        patch: BackendPatch,
-    ) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::SetBackend(service.to_owned(), backend.to_owned(), patch, reply))
-            .await
+    pub async fn set_backend(&self, service: &str, backend: &str, patch: BackendPatch) -> Result<BackendStatus, Error> {
+        self.ask(|reply| Request::SetBackend(service.to_owned(), backend.to_owned(), patch, reply)).await
     }
 
     /// Drains a backend, then deletes it. Returns at once; `now` cuts its flows. To wait for the end, [`Handle::wait`]
     /// for [`WaitFor::Drained`], which also answers for a backend just deleted.
-    pub async fn remove_backend(
-        &self,
-        service: &str,
-        backend: &str,
-        now: bool,
-    ) -> Result<(), Error> {
-        self.ask(|reply| Request::RemoveBackend(service.to_owned(), backend.to_owned(), now, reply))
-            .await
+    pub async fn remove_backend(&self, service: &str, backend: &str, now: bool) -> Result<(), Error> {
+        self.ask(|reply| Request::RemoveBackend(service.to_owned(), backend.to_owned(), now, reply)).await
     }
 
     /// A service's backends.
     pub async fn backends(&self, service: &str) -> Result<Vec<BackendStatus>, Error> {
         let status = self.status(Some(service)).await?;
-        Ok(status
-            .services
-            .into_iter()
-            .flat_map(|service| service.backends)
-            .collect())
+        Ok(status.services.into_iter().flat_map(|service| service.backends).collect())
     }
 
     /// Starts a drain, or changes the one that runs. Once this returns no new flow goes to the backend.
-    pub async fn drain(
-        &self,
-        service: &str,
-        backend: &str,
-        request: DrainRequest,
-    ) -> Result<DrainStarted, Error> {
-        self.ask(|reply| Request::Drain(service.to_owned(), backend.to_owned(), request, reply))
-            .await
+    pub async fn drain(&self, service: &str, backend: &str, request: DrainRequest) -> Result<DrainStarted, Error> {
+        self.ask(|reply| Request::Drain(service.to_owned(), backend.to_owned(), request, reply)).await
     }
 
     /// Drains the backends with this address in every service, or, when a guard refuses one of them, none.
-    pub async fn drain_address(
-        &self,
-        address: IpAddr,
-        request: DrainRequest,
-    ) -> Result<Vec<DrainStarted>, Error> {
-        self.ask(|reply| Request::DrainAddress(address, request, reply))
-            .await
+    pub async fn drain_address(&self, address: IpAddr, request: DrainRequest) -> Result<Vec<DrainStarted>, Error> {
+        self.ask(|reply| Request::DrainAddress(address, request, reply)).await
     }
 
     /// Cancels a drain, or brings a drained backend back.
     pub async fn activate(&self, service: &str, backend: &str) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply))
-            .await
+        self.ask(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply)).await
     }
 
     /// Waits until the latest drain is over, or until the backend is active. Answers at once when that is so already.
@@ -206,8 +160,7 @@ impl Handle {
         what: WaitFor,
         timeout: Option<Duration>,
     ) -> Result<WaitResult, Error> {
-        let waiting =
-            self.ask(|reply| Request::Wait(service.to_owned(), backend.to_owned(), what, reply));
+        let waiting = self.ask(|reply| Request::Wait(service.to_owned(), backend.to_owned(), what, reply));
         let Some(timeout) = timeout else {
             return waiting.await;
         };
@@ -224,19 +177,13 @@ impl Handle {
     }
 
     /// Makes the services and backends what `wanted` says; what it lacks is drained and then removed.
-    pub async fn apply(
-        &self,
-        wanted: Vec<WantedService>,
-        dry_run: bool,
-    ) -> Result<ApplyReport, Error> {
-        self.ask(|reply| Request::Apply(wanted, dry_run, reply))
-            .await
+    pub async fn apply(&self, wanted: Vec<WantedService>, dry_run: bool) -> Result<ApplyReport, Error> {
+        self.ask(|reply| Request::Apply(wanted, dry_run, reply)).await
     }
 
     /// Everything, or one service.
     pub async fn status(&self, service: Option<&str>) -> Result<Status, Error> {
-        self.ask(|reply| Request::Status(service.map(str::to_owned), reply))
-            .await
+        self.ask(|reply| Request::Status(service.map(str::to_owned), reply)).await
     }
 
     /// Lists flows.
@@ -267,21 +214,12 @@ impl Handle {
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        let stopping = || {
-            Error::Internal(
-                "the daemon is stopping: start it again and repeat the command".to_owned(),
-            )
-        };
-        self.requests
-            .send(request(reply))
-            .await
-            .map_err(|_| stopping())?;
+        let stopping = || Error::Internal("the daemon is stopping: start it again and repeat the command".to_owned());
+        self.requests.send(request(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
 }
 
 pub(super) fn no_service(service: &str) -> Error {
-    Error::NotFound(format!(
-        "there is no service '{service}': 'ebb service list' shows those there are"
-    ))
+    Error::NotFound(format!("there is no service '{service}': 'ebb service list' shows those there are"))
 }

@@ -368,11 +368,7 @@ pub trait Datapath: Send {
     fn adopted(&mut self) -> Result<Adopted, DatapathError>;
 
     /// Writes a service's row. No packet meets it until [`Datapath::publish_vips`] names it.
-    fn put_service(
-        &mut self,
-        slot: ServiceSlot,
-        config: &ServiceConfig,
-    ) -> Result<(), DatapathError>;
+    fn put_service(&mut self, slot: ServiceSlot, config: &ServiceConfig) -> Result<(), DatapathError>;
 
     /// Frees a service's row and its ring. The VIP has been unpublished before.
     fn clear_service(&mut self, slot: ServiceSlot) -> Result<(), DatapathError>;
@@ -386,11 +382,7 @@ pub trait Datapath: Send {
     ) -> Result<(), DatapathError>;
 
     /// Writes a backend's whole row. A rise of the generation retires all flows of the row's last holder at once.
-    fn put_backend(
-        &mut self,
-        slot: BackendSlot,
-        config: &BackendConfig,
-    ) -> Result<(), DatapathError>;
+    fn put_backend(&mut self, slot: BackendSlot, config: &BackendConfig) -> Result<(), DatapathError>;
 
     /// Changes in place what may be done with a backend.
     fn set_backend_state(
@@ -409,11 +401,7 @@ pub trait Datapath: Send {
     fn put_ring(&mut self, service: ServiceSlot, ring: &[RingSlot]) -> Result<(), DatapathError>;
 
     /// Stores some slots of the present ring in place, each whole: costs what the changed slots cost.
-    fn set_ring_slots(
-        &mut self,
-        service: ServiceSlot,
-        changes: &[(u32, RingSlot)],
-    ) -> Result<(), DatapathError>;
+    fn set_ring_slots(&mut self, service: ServiceSlot, changes: &[(u32, RingSlot)]) -> Result<(), DatapathError>;
 
     /// Returns when every packet that was in the program at the call has left it.
     fn grace(&mut self) -> Result<(), DatapathError>;
@@ -444,8 +432,7 @@ pub trait Datapath: Send {
     ) -> Result<CutReport, DatapathError>;
 
     /// Lists flows, at most `limit`.
-    fn flows(&mut self, filter: FlowFilter, limit: usize)
-    -> Result<Vec<FlowRecord>, DatapathError>;
+    fn flows(&mut self, filter: FlowFilter, limit: usize) -> Result<Vec<FlowRecord>, DatapathError>;
 
     /// Reads all counters.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
