@@ -22,16 +22,13 @@ fn main() {
 
 fn build() -> Result<()> {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("run by Cargo")?);
-    let root = manifest_dir
-        .parent()
-        .context("lb-userspace lies in the workspace")?;
+    let root = manifest_dir.parent().context("lb-userspace lies in the workspace")?;
     // aya-build adds lb-ebpf itself. The lock file decides which aya-ebpf goes into the object.
     for path in [RECORD_PATH, "lb-common", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
 
-    let record = Record::read(root)
-        .with_context(|| format!("cannot read {RECORD_PATH}; run: cargo xtask setup"))?;
+    let record = Record::read(root).with_context(|| format!("cannot read {RECORD_PATH}; run: cargo xtask setup"))?;
     let Some(record) = record else {
         bail!(
             "Ebb's XDP program is compiled with a Rust toolchain that has its own sources (rust-src) and with \
@@ -48,11 +45,7 @@ fn build() -> Result<()> {
 
     let ebpf = root.join("lb-ebpf");
     aya_build::build_ebpf(
-        [Package {
-            name: "lb-ebpf",
-            root_dir: utf8(&ebpf)?,
-            ..Package::default()
-        }],
+        [Package { name: "lb-ebpf", root_dir: utf8(&ebpf)?, ..Package::default() }],
         Toolchain::Custom(&record.toolchain),
     )
     .context(
@@ -67,14 +60,8 @@ fn prepare_environment(record: &Record) {
         // `-Z build-std=core` and the BPF target need it on every compiler but a nightly.
         ("RUSTC_BOOTSTRAP", "1".as_ref()),
         // By path: `rustup run` puts ~/.cargo/bin before PATH, and another bpf-linker may live there.
-        (
-            "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER",
-            record.linker.as_os_str(),
-        ),
-        (
-            "CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER",
-            record.linker.as_os_str(),
-        ),
+        ("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", record.linker.as_os_str()),
+        ("CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER", record.linker.as_os_str()),
         // aya-build turns each line of the inner Cargo's progress into a warning.
         ("CARGO_TERM_QUIET", "true".as_ref()),
     ] {
@@ -82,17 +69,12 @@ fn prepare_environment(record: &Record) {
         unsafe { env::set_var(name, value) };
     }
     // Wrappers and flags meant for the outer build do not apply to another compiler and target.
-    for name in [
-        "RUSTC_WRAPPER",
-        "CARGO_BUILD_TARGET",
-        "CARGO_BUILD_RUSTFLAGS",
-    ] {
+    for name in ["RUSTC_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS"] {
         // SAFETY: as above.
         unsafe { env::remove_var(name) };
     }
 }
 
 fn utf8(path: &Path) -> Result<&str> {
-    path.to_str()
-        .with_context(|| format!("the path {} is not UTF-8", path.display()))
+    path.to_str().with_context(|| format!("the path {} is not UTF-8", path.display()))
 }

@@ -18,9 +18,7 @@ type Step = (&'static str, fn() -> Result<()>);
 
 const STEPS: &[Step] = &[
     ("set-up", || setup::setup(false)),
-    ("format", || {
-        command::run(cargo().args(["fmt", "--all", "--check"]))
-    }),
+    ("format", || command::run(cargo().args(["fmt", "--all", "--check"]))),
     ("lint for the host", lint_host),
     ("lint for the kernel", lint_ebpf),
     ("licences and sources", deny),
@@ -48,17 +46,8 @@ pub(crate) fn ci() -> Result<()> {
 /// All targets but the eBPF program itself, which has no `main` on the host.
 fn lint_host() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
-    command::run(
-        cargo()
-            .args(["clippy", "--workspace", "--exclude", "lb-ebpf"])
-            .arg("--all-targets")
-            .args(deny),
-    )?;
-    command::run(
-        cargo()
-            .args(["clippy", "-p", "lb-ebpf", "--lib", "--tests"])
-            .args(deny),
-    )
+    command::run(cargo().args(["clippy", "--workspace", "--exclude", "lb-ebpf"]).arg("--all-targets").args(deny))?;
+    command::run(cargo().args(["clippy", "-p", "lb-ebpf", "--lib", "--tests"]).args(deny))
 }
 
 /// The eBPF program for the target it is built for, with the compiler it is built with.
@@ -66,25 +55,16 @@ fn lint_ebpf() -> Result<()> {
     let record = Record::read(root())?.context("no record of the eBPF compiler")?;
     let clippy = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
-        command
-            .current_dir(root())
-            .args(["run", &record.toolchain, "cargo", "clippy"])
-            .args(arguments);
+        command.current_dir(root()).args(["run", &record.toolchain, "cargo", "clippy"]).args(arguments);
         command
     };
     if command::output(&mut clippy(&["--version"])).is_err() {
         if record.toolchain != toolchain::LINKED_NAME {
-            bail!(
-                "toolchain {0} has no clippy; run: rustup component add clippy --toolchain {0}",
-                record.toolchain
-            );
+            bail!("toolchain {0} has no clippy; run: rustup component add clippy --toolchain {0}", record.toolchain);
         }
         packages::install(&["rust-web-clippy"])?;
     }
-    let flags = format!(
-        "--cfg=bpf_target_arch=\"{}\"\x1f-Dwarnings",
-        std::env::consts::ARCH
-    );
+    let flags = format!("--cfg=bpf_target_arch=\"{}\"\x1f-Dwarnings", std::env::consts::ARCH);
     let build = ["-Z", "build-std=core", "--target", "bpfel-unknown-none"];
     command::run(
         clippy(&["-p", "lb-ebpf", "--bins", "--release"])
@@ -100,9 +80,7 @@ fn lint_ebpf() -> Result<()> {
 /// Licences, duplicate and foreign sources of dependencies. Advisories need a download and are left to `cargo deny check`.
 fn deny() -> Result<()> {
     if command::which("cargo-deny").is_none() {
-        println!(
-            "not checked: cargo-deny is not installed; run: cargo install --locked cargo-deny"
-        );
+        println!("not checked: cargo-deny is not installed; run: cargo install --locked cargo-deny");
         return Ok(());
     }
     command::run(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
@@ -110,8 +88,6 @@ fn deny() -> Result<()> {
 
 fn documentation() -> Result<()> {
     command::run(
-        cargo()
-            .args(["doc", "--no-deps", "--workspace", "--exclude", "lb-ebpf"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
+        cargo().args(["doc", "--no-deps", "--workspace", "--exclude", "lb-ebpf"]).env("RUSTDOCFLAGS", "-D warnings"),
     )
 }

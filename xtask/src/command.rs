@@ -11,9 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// The workspace's root directory.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 /// The Cargo that runs us.
@@ -25,9 +23,15 @@ pub(crate) fn cargo() -> Command {
 
 /// Prints a command line and runs it; fails unless it ends with status 0.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = start(command)?.wait()?;
+    run_as(&line(command), command)
+}
+
+/// The same under another name, for a command line that is not fit to be read.
+pub(crate) fn run_as(name: &str, command: &mut Command) -> Result<()> {
+    eprintln!("+ {name}");
+    let status = command.status().with_context(|| format!("cannot start {name}"))?;
     if !status.success() {
-        bail!("{} failed: {status}", line(command));
+        bail!("{name} failed: {status}");
     }
     Ok(())
 }
@@ -35,27 +39,17 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Prints a command line and starts it.
 pub(crate) fn start(command: &mut Command) -> Result<Child> {
     eprintln!("+ {}", line(command));
-    command
-        .spawn()
-        .with_context(|| format!("cannot start {}", line(command)))
+    command.spawn().with_context(|| format!("cannot start {}", line(command)))
 }
 
 /// What a command prints on stdout; fails unless it ends with status 0.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {}", line(command)))?;
+    let output = command.output().with_context(|| format!("cannot start {}", line(command)))?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "{} failed: {}: {}",
-            line(command),
-            output.status,
-            stderr.trim()
-        );
+        bail!("{} failed: {}: {}", line(command), output.status, stderr.trim());
     }
-    String::from_utf8(output.stdout)
-        .with_context(|| format!("{} did not print UTF-8", line(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("{} did not print UTF-8", line(command)))
 }
 
 /// The first file of that name in the directories of `PATH` and where Debian keeps root's programs.
@@ -67,16 +61,14 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A command line as a person would type it, with the variables set for it.
+/// A command line as a person would type it, with the variables set for it (but for PATH, which says little).
 fn line(command: &Command) -> String {
     let variables = command
         .get_envs()
+        .filter(|(name, _)| *name != "PATH")
         .filter_map(|(name, value)| Some(format!("{}={}", name.display(), value?.display())));
-    let words = [command.get_program()]
-        .into_iter()
-        .chain(command.get_args());
-    variables
-        .chain(words.map(|word| OsStr::display(word).to_string()))
-        .collect::<Vec<_>>()
-        .join(" ")
+    // The directory of the program says little and is long where rustup keeps it.
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());
+    let words = [program].into_iter().chain(command.get_args());
+    variables.chain(words.map(|word| OsStr::display(word).to_string())).collect::<Vec<_>>().join(" ")
 }

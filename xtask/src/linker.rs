@@ -29,25 +29,26 @@ pub(crate) fn find(toolchain: &Toolchain) -> Option<PathBuf> {
     if let Some(path) = env::var_os(OVERRIDE).map(PathBuf::from) {
         return Some(path);
     }
-    [
-        Some(own_prefix(toolchain.llvm.major()).join("bin/bpf-linker")),
-        command::which("bpf-linker"),
-    ]
-    .into_iter()
-    .flatten()
-    .find(|path| path.is_file() && suits(path, toolchain.llvm))
+    [Some(own_prefix(toolchain.llvm.major()).join("bin/bpf-linker")), command::which("bpf-linker")]
+        .into_iter()
+        .flatten()
+        .find(|path| path.is_file() && suits(path, toolchain.llvm))
 }
 
 /// Builds a linker for `toolchain` below `.toolchain/`, with the LLVM installed at `llvm_prefix`.
 pub(crate) fn install(toolchain: &Toolchain, llvm_prefix: &Path) -> Result<PathBuf> {
     let prefix = own_prefix(toolchain.llvm.major());
     let feature = format!("llvm-{}", toolchain.llvm.major());
+    // Cargo would otherwise advise to add the directory to PATH, which nobody needs.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths([prefix.join("bin")].into_iter().chain(env::split_paths(&path)))?;
     command::run(
         command::cargo()
             .args(["install", "bpf-linker", "--version", RELEASE, "--locked"])
             .args(["--no-default-features", "--features", &feature, "--root"])
             .arg(&prefix)
             .env("LLVM_PREFIX", llvm_prefix)
+            .env("PATH", path)
             // A build directory that outlives the install would only waste disk; --root alone is kept.
             .env_remove("CARGO_TARGET_DIR"),
     )?;
@@ -99,17 +100,11 @@ fn linked_llvm_major(path: &Path) -> Result<Option<u32>> {
 
 /// The number in `libLLVM.so.22.1` or `libLLVM-22.so`, as it stands in an executable's string table.
 fn soname_major(bytes: &[u8]) -> Option<u32> {
-    [b"\0libLLVM.so.".as_slice(), b"\0libLLVM-"]
-        .into_iter()
-        .find_map(|prefix| {
-            let start = bytes.windows(prefix.len()).position(|w| w == prefix)? + prefix.len();
-            let digits: Vec<u8> = bytes[start..]
-                .iter()
-                .copied()
-                .take_while(u8::is_ascii_digit)
-                .collect();
-            std::str::from_utf8(&digits).ok()?.parse().ok()
-        })
+    [b"\0libLLVM.so.".as_slice(), b"\0libLLVM-"].into_iter().find_map(|prefix| {
+        let start = bytes.windows(prefix.len()).position(|w| w == prefix)? + prefix.len();
+        let digits: Vec<u8> = bytes[start..].iter().copied().take_while(u8::is_ascii_digit).collect();
+        std::str::from_utf8(&digits).ok()?.parse().ok()
+    })
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The programs that the tests and the demo run, and the Debian packages they come in.
 
 use std::{
-    fs,
     path::Path,
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Result, bail};
@@ -19,11 +19,7 @@ struct Tool {
 }
 
 const fn tool(program: &'static str, package: &'static str) -> Tool {
-    Tool {
-        program,
-        package,
-        unit: None,
-    }
+    Tool { program, package, unit: None }
 }
 
 /// The one list. A new need is one line here.
@@ -33,14 +29,8 @@ const TOOLS: &[Tool] = &[
     tool("nsenter", "util-linux"),
     tool("curl", "curl"),
     tool("socat", "socat"),
-    Tool {
-        unit: Some("iperf3.service"),
-        ..tool("iperf3", "iperf3")
-    },
-    Tool {
-        unit: Some("nginx.service"),
-        ..tool("nginx", "nginx-light")
-    },
+    Tool { unit: Some("iperf3.service"), ..tool("iperf3", "iperf3") },
+    Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];
 
 /// The programs' names, for the report.
@@ -50,10 +40,7 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// Installs what is missing of the list.
 pub(crate) fn ensure() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS
-        .iter()
-        .filter(|tool| command::which(tool.program).is_none())
-        .collect();
+    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| command::which(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -61,16 +48,9 @@ pub(crate) fn ensure() -> Result<()> {
     install(&packages)?;
     for tool in missing {
         if command::which(tool.program).is_none() {
-            bail!(
-                "package {} was installed but {} is still not in PATH",
-                tool.package,
-                tool.program
-            );
+            bail!("package {} was installed but {} is still not in PATH", tool.package, tool.program);
         }
-        if let Some(unit) = tool
-            .unit
-            .filter(|_| Path::new("/run/systemd/system").exists())
-        {
+        if let Some(unit) = tool.unit.filter(|_| Path::new("/run/systemd/system").exists()) {
             command::run(Command::new("systemctl").args(["disable", "--quiet", unit]))?;
         }
     }
@@ -103,39 +83,32 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
              sudo apt-get install -y --no-install-recommends {list}"
         );
     }
-    let wait = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"];
-    // Lists may be absent or stale on a fresh machine; one refresh per run is enough.
-    if !lists_are_fresh() {
-        command::run(Command::new(&apt).args(wait).arg("update"))?;
-    }
-    command::run(
+    update(&apt)?;
+    let install = ["install", "-y", "--no-install-recommends"];
+    command::run_as(
+        &format!("apt-get {} {list}", install.join(" ")),
         Command::new("sh")
             .args(["-c", UNDER_POLICY, POLICY])
             .arg(&apt)
-            .args(wait)
-            .args(["install", "-y", "--no-install-recommends"])
+            .args(PATIENCE)
+            .args(install)
             .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null()),
     )
 }
 
-/// Whether `apt-get update` ran within the last hour.
-fn lists_are_fresh() -> bool {
-    const FRESH_S: u64 = 3600;
-    let updated = || {
-        fs::metadata("/var/lib/apt/lists/partial")
-            .ok()?
-            .modified()
-            .ok()
-    };
-    let has_lists = fs::read_dir("/var/lib/apt/lists").is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().contains("Packages"))
-    });
-    has_lists
-        && updated()
-            .and_then(|time| time.elapsed().ok())
-            .is_some_and(|age| age.as_secs() < FRESH_S)
+/// Another installation may be under way, a mirror may hiccup.
+const PATIENCE: [&str; 4] = ["-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"];
+
+/// Fetches the package lists, once: a fresh machine's are absent or older than its sources.
+fn update(apt: &Path) -> Result<()> {
+    static UPDATED: AtomicBool = AtomicBool::new(false);
+    if !UPDATED.load(Ordering::Relaxed) {
+        let mut update = Command::new(apt);
+        update.args(PATIENCE).args(["--quiet", "update"]);
+        command::run_as("apt-get update", update.stdin(Stdio::null()))?;
+        UPDATED.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }

@@ -57,11 +57,7 @@ fn ebpf() -> Result<Record> {
         Some(pair) => pair,
         None => debian()?,
     };
-    let record = Record {
-        toolchain: toolchain.name,
-        compiler: toolchain.compiler,
-        linker,
-    };
+    let record = Record { toolchain: toolchain.name, compiler: toolchain.compiler, linker };
     write(&record)?;
     Ok(record)
 }
@@ -86,8 +82,7 @@ fn write(record: &Record) -> Result<()> {
 /// An updated compiler may have a newer LLVM than the linker.
 fn still_holds(record: &Record) -> bool {
     record.linker.is_file()
-        && Toolchain::query(&record.toolchain)
-            .is_ok_and(|toolchain| toolchain.compiler == record.compiler)
+        && Toolchain::query(&record.toolchain).is_ok_and(|toolchain| toolchain.compiler == record.compiler)
 }
 
 /// The first installed compiler with sources for which there is, or can be built, a linker.

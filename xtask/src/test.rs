@@ -20,10 +20,8 @@ use crate::{
 const BINARY_VARIABLE: &str = "EBB_BIN";
 
 /// Crates whose tests need neither root nor a network. The eBPF crate's library has the arithmetic that runs on the host as well.
-const HOST_TESTS: &[&[&str]] = &[
-    &["-p", "lb-common", "-p", "lb-userspace", "-p", "xtask"],
-    &["-p", "lb-ebpf", "--lib"],
-];
+const HOST_TESTS: &[&[&str]] =
+    &[&["-p", "lb-common", "-p", "lb-userspace", "-p", "xtask"], &["-p", "lb-ebpf", "--lib"]];
 
 /// What `cargo xtask test` takes.
 #[derive(Args, Default)]
@@ -39,11 +37,7 @@ pub(crate) struct TestOptions {
 
 /// Sets up, builds and runs the tests; every tier runs even if an earlier one fails.
 pub(crate) fn test(options: &TestOptions) -> Result<()> {
-    setup::ensure(if options.host_only {
-        setup::Needs::Build
-    } else {
-        setup::Needs::Lab
-    })?;
+    setup::ensure(if options.host_only { setup::Needs::Build } else { setup::Needs::Lab })?;
 
     let mut failed = Vec::new();
     let mut total = Tally::default();
@@ -65,9 +59,7 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
         let binary = build_binary(Profile::Dev)?;
         tier(
             "packet suite and namespace scenarios",
-            cargo()
-                .args(["test", "-p", "ebb-tests"])
-                .env(BINARY_VARIABLE, binary),
+            cargo().args(["test", "-p", "ebb-tests"]).env(BINARY_VARIABLE, binary),
         )?;
     }
 
@@ -93,16 +85,8 @@ impl Tally {
     /// Reads a runner's summary: `test result: ok. 7 passed; 0 failed; 0 ignored; …`.
     fn parse(line: &str) -> Option<Self> {
         let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let count = |what: &str| {
-            counts
-                .split("; ")
-                .find_map(|part| part.strip_suffix(what)?.trim().parse().ok())
-        };
-        Some(Self {
-            passed: count("passed")?,
-            failed: count("failed")?,
-            ignored: count("ignored")?,
-        })
+        let count = |what: &str| counts.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
+        Some(Self { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
     }
 
     fn add(&mut self, other: Self) {
@@ -114,11 +98,7 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            passed,
-            failed,
-            ignored,
-        } = self;
+        let Self { passed, failed, ignored } = self;
         write!(f, "{passed} passed, {failed} failed, {ignored} ignored")
     }
 }
@@ -145,11 +125,7 @@ pub(crate) fn demo(arguments: &[OsString]) -> Result<()> {
     let binary = build_binary(Profile::Release)?;
     command::run(cargo().args(["build", "--release", "-p", "ebb-tests", "--bin", "ebb-demo"]))?;
     let demo = target_directory()?.join("release/ebb-demo");
-    command::run(
-        Command::new(demo)
-            .args(arguments)
-            .env(BINARY_VARIABLE, binary),
-    )
+    command::run(Command::new(demo).args(arguments).env(BINARY_VARIABLE, binary))
 }
 
 /// How to compile.
@@ -195,11 +171,7 @@ mod tests {
     #[test]
     fn summaries_of_runners_are_read() {
         let line = "test result: FAILED. 7 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.00s";
-        let tally = Tally {
-            passed: 7,
-            failed: 1,
-            ignored: 2,
-        };
+        let tally = Tally { passed: 7, failed: 1, ignored: 2 };
         assert_eq!(Tally::parse(line), Some(tally));
         assert_eq!(Tally::parse("test config::tests::a ... ok"), None);
     }

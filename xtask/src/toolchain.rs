@@ -37,11 +37,7 @@ impl FromStr for Version {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text
-            .trim()
-            .split(|c: char| c != '.' && !c.is_ascii_digit())
-            .next()
-            .unwrap_or_default();
+        let digits = text.trim().split(|c: char| c != '.' && !c.is_ascii_digit()).next().unwrap_or_default();
         let mut version = [0; 3];
         for (number, part) in version.iter_mut().zip(digits.split('.')) {
             *number = part.parse()?;
@@ -84,12 +80,8 @@ impl Toolchain {
         Ok(Self {
             name: name.to_owned(),
             compiler: format!("{first}, LLVM {llvm}"),
-            version: release
-                .parse()
-                .with_context(|| format!("version {release}"))?,
-            llvm: llvm
-                .parse()
-                .with_context(|| format!("LLVM version {llvm}"))?,
+            version: release.parse().with_context(|| format!("version {release}"))?,
+            llvm: llvm.parse().with_context(|| format!("LLVM version {llvm}"))?,
         })
     }
 }
@@ -105,10 +97,9 @@ pub(crate) fn with_sources() -> Result<Vec<Toolchain>> {
         }
         match Toolchain::query(name) {
             Ok(toolchain) if toolchain.version >= OLDEST_COMPILER => found.push(toolchain),
-            Ok(toolchain) => eprintln!(
-                "toolchain {name} passed over: {} is older than {OLDEST_COMPILER}",
-                toolchain.version
-            ),
+            Ok(toolchain) => {
+                eprintln!("toolchain {name} passed over: {} is older than {OLDEST_COMPILER}", toolchain.version);
+            }
             Err(error) => eprintln!("toolchain {name} passed over: {error:#}"),
         }
     }
@@ -128,9 +119,7 @@ fn parse_listed(line: &str) -> Option<(&str, PathBuf)> {
 
 /// Whether `-Z build-std` finds the standard library's sources there.
 pub(crate) fn has_sources(sysroot: &Path) -> bool {
-    sysroot
-        .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-        .is_file()
+    sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
 }
 
 #[cfg(test)]
@@ -150,10 +139,7 @@ mod tests {
     fn listed_toolchains_are_split_into_name_and_path() {
         let (name, path) = parse_listed("stable-x86_64 (active, default) /root/a b").unwrap();
         assert_eq!((name, path), ("stable-x86_64", PathBuf::from("/root/a b")));
-        assert_eq!(
-            parse_listed("ebb-bpf /usr").unwrap().1,
-            PathBuf::from("/usr")
-        );
+        assert_eq!(parse_listed("ebb-bpf /usr").unwrap().1, PathBuf::from("/usr"));
         assert!(parse_listed("no installed toolchains").is_none());
     }
 }

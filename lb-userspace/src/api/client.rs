@@ -49,10 +49,7 @@ pub enum ClientError {
 
 impl ClientError {
     fn broken(action: impl Into<String>, cause: &dyn fmt::Display) -> Self {
-        Self::Broken {
-            action: action.into(),
-            cause: cause.to_string(),
-        }
+        Self::Broken { action: action.into(), cause: cause.to_string() }
     }
 }
 
@@ -65,9 +62,7 @@ pub struct Client {
 impl Client {
     /// A client for the daemon at this socket; connects with each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-        }
+        Self { socket: socket.into() }
     }
 
     /// Where it connects.
@@ -100,10 +95,7 @@ impl Client {
     /// Opens a stream of server-sent events.
     pub async fn follow(&self, path: &str) -> Result<Events, ClientError> {
         let answer = self.send(Method::GET, path, None::<&()>).await?;
-        Ok(Events {
-            body: answer.into_body(),
-            pending: Vec::new(),
-        })
+        Ok(Events { body: answer.into_body(), pending: Vec::new() })
     }
 
     async fn send(
@@ -113,11 +105,8 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<Response<Incoming>, ClientError> {
         let action = format!("{method} {path}");
-        let request = build(method, path, body)
-            .map_err(|cause| ClientError::broken(action.clone(), &cause))?;
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| self.unreachable(source))?;
+        let request = build(method, path, body).map_err(|cause| ClientError::broken(action.clone(), &cause))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ClientError::broken(action.clone(), &error))?;
@@ -140,23 +129,13 @@ impl Client {
                 format!("no permission to use {}", self.socket.display()),
                 &"run this as root or as a member of the socket's group",
             ),
-            _ => ClientError::NoDaemon {
-                socket: self.socket.clone(),
-                source,
-            },
+            _ => ClientError::NoDaemon { socket: self.socket.clone(), source },
         }
     }
 }
 
-fn build(
-    method: Method,
-    path: &str,
-    body: Option<&impl Serialize>,
-) -> Result<Request<Full<Bytes>>, String> {
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "ebb");
+fn build(method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "ebb");
     let (request, bytes) = match body {
         Some(body) => (
             request.header(header::CONTENT_TYPE, "application/json"),
@@ -164,24 +143,17 @@ fn build(
         ),
         None => (request, Vec::new()),
     };
-    request
-        .body(Full::new(Bytes::from(bytes)))
-        .map_err(|error| error.to_string())
+    request.body(Full::new(Bytes::from(bytes))).map_err(|error| error.to_string())
 }
 
 /// What the daemon said no with; whatever it sent, the caller gets a sentence.
 async fn refusal(action: &str, answer: Response<Incoming>) -> ClientError {
     let status = answer.status();
     let said = Limited::new(answer.into_body(), 1 << 20).collect().await;
-    let document = said
-        .ok()
-        .and_then(|body| serde_json::from_slice::<ErrorDocument>(&body.to_bytes()).ok());
+    let document = said.ok().and_then(|body| serde_json::from_slice::<ErrorDocument>(&body.to_bytes()).ok());
     match document {
         Some(document) => ClientError::Refused(document.error),
-        None => ClientError::broken(
-            action,
-            &format!("HTTP status {status} without a reason; is that socket ebb's?"),
-        ),
+        None => ClientError::broken(action, &format!("HTTP status {status} without a reason; is that socket ebb's?")),
     }
 }
 
@@ -201,9 +173,7 @@ impl Events {
         let broken = |cause: String| ClientError::broken("the daemon's event stream", &cause);
         loop {
             if let Some(data) = take_event(&mut self.pending) {
-                return serde_json::from_str(&data)
-                    .map(Some)
-                    .map_err(|error| broken(error.to_string()));
+                return serde_json::from_str(&data).map(Some).map_err(|error| broken(error.to_string()));
             }
             if self.pending.len() > EVENT_LIMIT {
                 return Err(broken("an event has no end".to_owned()));
@@ -254,10 +224,7 @@ mod tests {
     async fn nobody_at_the_socket_is_its_own_error() {
         let dir = tempfile::tempdir().expect("a directory");
         let client = Client::new(dir.path().join("none.sock"));
-        let error = client
-            .get::<serde_json::Value>("/v1/status")
-            .await
-            .expect_err("nobody listens");
+        let error = client.get::<serde_json::Value>("/v1/status").await.expect_err("nobody listens");
         assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
         assert!(error.to_string().contains("ebb run"), "{error}");
     }

@@ -74,13 +74,7 @@ pub struct ApiError {
 impl ApiError {
     /// An error with the status that belongs to its kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            status: kind.status(),
-            body: ErrorBody {
-                kind,
-                message: message.into(),
-            },
-        }
+        Self { status: kind.status(), body: ErrorBody { kind, message: message.into() } }
     }
 
     /// The request is wrong.
@@ -113,12 +107,8 @@ mod tests {
 
     #[test]
     fn the_envelope_is_as_documented() {
-        let document = ErrorDocument {
-            error: ErrorBody {
-                kind: Kind::NotFound,
-                message: "no service \"web\"".to_owned(),
-            },
-        };
+        let document =
+            ErrorDocument { error: ErrorBody { kind: Kind::NotFound, message: "no service \"web\"".to_owned() } };
         assert_eq!(
             serde_json::to_string(&document).expect("plain data"),
             r#"{"error":{"kind":"not_found","message":"no service \"web\""}}"#
@@ -128,8 +118,7 @@ mod tests {
     #[test]
     fn a_newer_kind_is_still_an_error() {
         let body: ErrorBody =
-            serde_json::from_str(r#"{"kind":"teapot","message":"short and stout"}"#)
-                .expect("kinds may grow");
+            serde_json::from_str(r#"{"kind":"teapot","message":"short and stout"}"#).expect("kinds may grow");
         assert_eq!(body.kind, Kind::Other);
     }
 }

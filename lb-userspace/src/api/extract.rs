@@ -51,10 +51,8 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
     if kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(ApiError::malformed(
-        "the body must be JSON: send \"content-type: application/json\" (curl: --json)",
-    )
-    .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
+    Err(ApiError::malformed("the body must be JSON: send \"content-type: application/json\" (curl: --json)")
+        .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }
 
 /// Path segments.
@@ -83,8 +81,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         axum::extract::Query::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Query(value)| Self(value))
-            .map_err(|error| {
-                ApiError::malformed(format!("the query: {}", error.body_text()).replace('`', "\""))
-            })
+            .map_err(|error| ApiError::malformed(format!("the query: {}", error.body_text()).replace('`', "\"")))
     }
 }

@@ -55,11 +55,7 @@ impl Socket {
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
-            move |source| SocketError::Io {
-                action,
-                path,
-                source,
-            }
+            move |source| SocketError::Io { action, path, source }
         };
         if let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::create_dir_all(directory).map_err(io("make the directory", directory))?;
@@ -73,11 +69,7 @@ impl Socket {
             .and_then(|()| fs::metadata(&aside))
             .and_then(|metadata| fs::rename(&aside, path).map(|()| metadata));
         match placed {
-            Ok(metadata) => Ok(Self {
-                listener,
-                path: path.to_owned(),
-                identity: (metadata.dev(), metadata.ino()),
-            }),
+            Ok(metadata) => Ok(Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }),
             Err(source) => {
                 let _ = fs::remove_file(&aside);
                 Err(io("put in place", path)(source))
@@ -93,8 +85,8 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
         if ours {
             let _ = fs::remove_file(&self.path);
         }
@@ -106,11 +98,7 @@ fn refuse_occupied(path: &Path) -> Result<(), SocketError> {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => {
-            return Err(SocketError::Io {
-                action: "look at",
-                path: path.to_owned(),
-                source,
-            });
+            return Err(SocketError::Io { action: "look at", path: path.to_owned(), source });
         }
     };
     if !metadata.file_type().is_socket() {

@@ -19,21 +19,13 @@ impl Mistake {
     /// A mistake at this place in this text.
     pub fn at(text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
         let (line, column) = place(text, span.start);
-        Self {
-            line,
-            column,
-            message: message.into(),
-        }
+        Self { line, column, message: message.into() }
     }
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "line {}, column {}: {}",
-            self.line, self.column, self.message
-        )
+        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
     }
 }
 
@@ -135,9 +127,7 @@ mod tests {
     }
 
     fn said(text: &str) -> String {
-        read::<Doc>(text)
-            .expect_err("the text is wrong")
-            .to_string()
+        read::<Doc>(text).expect_err("the text is wrong").to_string()
     }
 
     #[test]
@@ -158,10 +148,7 @@ mod tests {
 
     #[test]
     fn a_missing_key_is_named_at_its_table() {
-        assert_eq!(
-            said("\n[[service]]\nname = \"web\"\n"),
-            "line 2, column 1: missing key \"vip\""
-        );
+        assert_eq!(said("\n[[service]]\nname = \"web\"\n"), "line 2, column 1: missing key \"vip\"");
     }
 
     #[test]
@@ -174,10 +161,7 @@ mod tests {
 
     #[test]
     fn a_wrong_type_is_placed() {
-        assert_eq!(
-            said("[[service]]\nname = 3\n"),
-            "line 2, column 8: invalid type: integer \"3\", expected a string"
-        );
+        assert_eq!(said("[[service]]\nname = 3\n"), "line 2, column 8: invalid type: integer \"3\", expected a string");
     }
 
     #[test]
@@ -190,9 +174,6 @@ mod tests {
     #[test]
     fn far_words_are_not_suggested() {
         assert_eq!(nearest("x", ["vip", "name"]), None);
-        assert_eq!(
-            nearest("drain_timout", ["drain_timeout", "name"]),
-            Some("drain_timeout")
-        );
+        assert_eq!(nearest("drain_timout", ["drain_timeout", "name"]), Some("drain_timeout"));
     }
 }
