@@ -72,6 +72,20 @@ fn two_segments_carry_replies_through_the_balancer() -> Result<()> {
 }
 
 #[test]
+fn what_a_program_transmits_arrives() -> Result<()> {
+    let lab = Lab::build(Plan { backends: 2, ..Plan::default() })?;
+    let server = Server::start(&lab.backends[1], "b1")?;
+    for family in FAMILIES {
+        let vip = Plan::vip(family, 0);
+        let _program = lab.bounce(vip, 1)?;
+        server.serve(lab.plan.listen(family, 1, 0, 80))?;
+        let tally = talk_to(&lab, SocketAddr::new(vip, 80))?;
+        assert_eq!((tally.served_by("b1"), tally.clean), (20, 20), "{family:?}: {tally:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_dead_server_shows_in_the_accounts() -> Result<()> {
     let lab = build(Arms::One, Replies::ThroughBalancer)?;
     let server = Server::start(&lab.backends[0], "b0")?;

@@ -12,6 +12,7 @@ mod xdp;
 
 use std::{
     io::Write as _,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -23,6 +24,7 @@ pub use self::{
     netns::Namespace,
     plan::{Arms, FAMILIES, Family, Plan, Replies},
     status::{Backend, Datapath, Drain, Flows, Interface, LastDrain, Service, Status},
+    xdp::Attached,
 };
 use self::{
     run::{Names, Run},
@@ -42,7 +44,7 @@ pub struct Lab {
     pub switch: Namespace,
     /// Where servers run.
     pub backends: Vec<Namespace>,
-    _programs: Vec<xdp::Attached>,
+    _programs: Vec<Attached>,
     names: Cleaned,
 }
 
@@ -81,6 +83,13 @@ impl Lab {
     /// The lab's directory for sockets, state and logs; it goes with the lab.
     pub fn directory(&self) -> &Path {
         &self.names.0.directory
+    }
+
+    /// Puts a program on the balancer that sends all packets for `vip` to backend number `backend` by the
+    /// way they came, until the returned value is dropped. It stands in for Ebb to test the lab itself.
+    pub fn bounce(&self, vip: IpAddr, backend: usize) -> Result<Attached> {
+        let (from, to) = (Plan::balancer_mac(), Plan::backend_mac(backend));
+        Ok(self.balancer.run(|| xdp::attach_bounce("eth0", vip, from, to))??)
     }
 
     /// Where this lab's daemon pins its maps.
@@ -144,7 +153,7 @@ fn configure(host: &Namespace, settings: &[(&str, &str)], script: &str) -> Resul
 
 /// Prepares the switch's end of a cable to the balancer: an XDP program, so that what the balancer
 /// transmits from XDP is taken, and no GRO, so that it goes on as it came.
-fn far_end(device: &str) -> Result<xdp::Attached> {
+fn far_end(device: &str) -> Result<Attached> {
     let attached = xdp::attach_pass(device).with_context(|| format!("attach the pass program to {device}"))?;
     sys::switch_off(device, Feature::Gro)?;
     Ok(attached)

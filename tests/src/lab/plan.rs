@@ -86,6 +86,16 @@ impl Plan {
         address(family, 2, 10 + index)
     }
 
+    /// The MAC address of the balancer's `eth0`.
+    pub fn balancer_mac() -> [u8; 6] {
+        mac(1, 1)
+    }
+
+    /// The MAC address of backend number `index`.
+    pub fn backend_mac(index: usize) -> [u8; 6] {
+        mac(2, 10 + index)
+    }
+
     /// VIP number `index`.
     pub fn vip(family: Family, index: usize) -> IpAddr {
         address(family, 9, 1 + index)
@@ -124,7 +134,8 @@ impl Plan {
             line(&mut script, format_args!("netns add {}", name(host)));
         }
         let switch = name("switch");
-        let mut cable = |host: &str, device: &str, port: &str, mac: String, queues: usize| {
+        let mut cable = |host: &str, device: &str, port: &str, [a, b, c, d, e, f]: [u8; 6], queues: usize| {
+            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
             let host = name(host);
             let queues = format!("numtxqueues {queues} numrxqueues {queues}");
             line(
@@ -136,8 +147,8 @@ impl Plan {
             );
         };
         cable("client", "eth0", "client", mac(1, 10), 1);
-        for (number, (device, port)) in self.interfaces().iter().zip(self.far_ends()).enumerate() {
-            cable("lb", device, port, mac(1 + number, 1), self.queues);
+        for (subnet, (device, port)) in (1..).zip(self.interfaces().iter().zip(self.far_ends())) {
+            cable("lb", device, port, mac(subnet, 1), self.queues);
         }
         for index in 0..self.backends {
             cable(&backend_host(index), "eth0", &backend_host(index), mac(2, 10 + index), 1);
@@ -279,8 +290,8 @@ fn no_dad(family: Family) -> &'static str {
     if family == Family::V6 { " nodad" } else { "" }
 }
 
-fn mac(subnet: usize, host: usize) -> String {
-    format!("02:eb:b0:00:{subnet:02x}:{host:02x}")
+fn mac(subnet: u8, host: usize) -> [u8; 6] {
+    [0x02, 0xeb, 0xb0, 0x00, subnet, host as u8]
 }
 
 fn line(script: &mut String, text: std::fmt::Arguments<'_>) {
