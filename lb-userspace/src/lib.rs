@@ -1,6 +1,7 @@
 //! The daemon and the CLI as a library.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;

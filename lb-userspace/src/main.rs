@@ -1,3 +1,5 @@
 //! The `ebb` binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    lb_userspace::cli::main(std::env::args_os())
+}

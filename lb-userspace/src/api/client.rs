@@ -93,9 +93,9 @@ impl Client {
     }
 
     /// Opens a stream of server-sent events.
-    pub async fn follow(&self, path: &str) -> Result<Events, ClientError> {
+    pub async fn follow(&self, path: &str) -> Result<EventStream, ClientError> {
         let answer = self.send(Method::GET, path, None::<&()>).await?;
-        Ok(Events { body: answer.into_body(), pending: Vec::new() })
+        Ok(EventStream { body: answer.into_body(), pending: Vec::new() })
     }
 
     async fn send(
@@ -159,7 +159,7 @@ async fn refusal(action: &str, answer: Response<Incoming>) -> ClientError {
 
 /// Server-sent events as they come.
 #[derive(Debug)]
-pub struct Events {
+pub struct EventStream {
     body: Incoming,
     pending: Vec<u8>,
 }
@@ -167,7 +167,7 @@ pub struct Events {
 /// The longest single event that is believed.
 const EVENT_LIMIT: usize = 4 << 20;
 
-impl Events {
+impl EventStream {
     /// The next event's data, or `None` when the daemon has closed the stream.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         let broken = |cause: String| ClientError::broken("the daemon's event stream", &cause);

@@ -7,16 +7,18 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::control::{Error, ErrorKind};
+
 /// What sort of error it is, for programs; the message is for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The request itself is wrong: its JSON, a field, a value.
-    Malformed,
+    Invalid,
     /// What it names is not there.
     NotFound,
-    /// It exists already.
-    Exists,
+    /// It is there already, or in the way of something that is.
+    Conflict,
     /// Well formed, but refused as things stand: a guard, a mode that does not allow it.
     Refused,
     /// It did not come about in the time given.
@@ -24,7 +26,7 @@ pub enum Kind {
     /// It changed since the caller last looked (`If-Match`).
     Changed,
     /// The daemon or the kernel failed.
-    Failed,
+    Internal,
     /// A kind this build does not know, from a newer daemon.
     #[serde(other)]
     Other,
@@ -32,18 +34,18 @@ pub enum Kind {
 
 impl Kind {
     /// Whether the caller typed something malformed, as against something impossible.
-    pub fn is_malformed(self) -> bool {
-        self == Self::Malformed
+    pub fn is_invalid(self) -> bool {
+        self == Self::Invalid
     }
 
     fn status(self) -> StatusCode {
         match self {
-            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Invalid => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Exists | Self::Refused => StatusCode::CONFLICT,
+            Self::Conflict | Self::Refused => StatusCode::CONFLICT,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Changed => StatusCode::PRECONDITION_FAILED,
-            Self::Failed | Self::Other => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Internal | Self::Other => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -78,8 +80,8 @@ impl ApiError {
     }
 
     /// The request is wrong.
-    pub fn malformed(message: impl Into<String>) -> Self {
-        Self::new(Kind::Malformed, message)
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, message)
     }
 
     /// The same error under a more telling HTTP status.
@@ -92,6 +94,20 @@ impl ApiError {
     /// What the caller will read.
     pub fn body(&self) -> &ErrorBody {
         &self.body
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::NotFound => Kind::NotFound,
+            ErrorKind::Conflict => Kind::Conflict,
+            ErrorKind::Invalid => Kind::Invalid,
+            ErrorKind::Refused => Kind::Refused,
+            ErrorKind::Timeout => Kind::Timeout,
+            ErrorKind::Internal => Kind::Internal,
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

@@ -10,12 +10,12 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 
 /// The longest body any operation takes: a configuration of some ten thousand backends.
-pub const BODY_LIMIT: usize = 4 << 20;
+pub(super) const BODY_LIMIT: usize = 4 << 20;
 
 /// A JSON body. Unknown fields are refused by the types themselves; an empty body reads as `{}`, so that
 /// `curl -X POST` works where every field is optional.
 #[derive(Debug)]
-pub struct Json<T>(pub T);
+pub(super) struct Json<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
@@ -27,17 +27,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             .await
             .map_err(|error| {
                 if error.is::<LengthLimitError>() {
-                    ApiError::malformed(format!("the body is longer than {BODY_LIMIT} bytes"))
+                    ApiError::invalid(format!("the body is longer than {BODY_LIMIT} bytes"))
                         .with_status(StatusCode::PAYLOAD_TOO_LARGE)
                 } else {
-                    ApiError::malformed(format!("the body broke off: {error}"))
+                    ApiError::invalid(format!("the body broke off: {error}"))
                 }
             })?
             .to_bytes();
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
-            .map_err(|error| ApiError::malformed(format!("the body: {error}").replace('`', "\"")))
+            .map_err(|error| ApiError::invalid(format!("the body: {error}").replace('`', "\"")))
     }
 }
 
@@ -51,13 +51,13 @@ fn require_json(request: &Request) -> Result<(), ApiError> {
     if kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
-    Err(ApiError::malformed("the body must be JSON: send \"content-type: application/json\" (curl: --json)")
+    Err(ApiError::invalid("the body must be JSON: send \"content-type: application/json\" (curl: --json)")
         .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE))
 }
 
 /// Path segments.
 #[derive(Debug)]
-pub struct Path<T>(pub T);
+pub(super) struct Path<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = ApiError;
@@ -66,13 +66,13 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
         axum::extract::Path::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Path(value)| Self(value))
-            .map_err(|error| ApiError::malformed(format!("the path: {}", error.body_text())))
+            .map_err(|error| ApiError::invalid(format!("the path: {}", error.body_text())))
     }
 }
 
 /// Query parameters.
 #[derive(Debug)]
-pub struct Query<T>(pub T);
+pub(super) struct Query<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
@@ -81,6 +81,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         axum::extract::Query::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Query(value)| Self(value))
-            .map_err(|error| ApiError::malformed(format!("the query: {}", error.body_text()).replace('`', "\"")))
+            .map_err(|error| ApiError::invalid(format!("the query: {}", error.body_text()).replace('`', "\"")))
     }
 }

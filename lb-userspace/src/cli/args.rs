@@ -1,0 +1,266 @@
+//! The command line as a definition: what can be typed, and nothing about what it does.
+//!
+//! Values are parsed here into their types, so that a malformed one is a usage error (exit code 2) before any daemon is asked.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::values::{FlowScope, Target, backend_name, host, service_name, weight, words};
+use crate::{
+    control::{
+        duration::{Limit, Seconds},
+        model::{ServicePatch, WaitFor},
+        vip::{BackendAddress, Vip},
+    },
+    datapath::{CutPolicy, Forward},
+};
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/ebb/ebb.sock";
+/// Where the datapath's maps and programs are pinned unless told otherwise.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/ebb";
+/// Where the daemon keeps what must survive a reboot unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/ebb";
+
+const FORWARDS: [(&str, Forward); 3] = [("dsr", Forward::Dsr), ("nat", Forward::Nat), ("tunnel", Forward::Tunnel)];
+const POLICIES: [(&str, CutPolicy); 2] = [("reset", CutPolicy::Reset), ("silent", CutPolicy::Silent)];
+const GOALS: [(&str, WaitFor); 2] = [("drained", WaitFor::Drained), ("active", WaitFor::Active)];
+
+/// A layer-4 load balancer that takes backends out of service without breaking their connections.
+#[derive(Debug, Parser)]
+#[command(name = "ebb", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Socket of the daemon
+    #[arg(long, global = true, env = "EBB_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// How to print: a table for people, JSON for scripts
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
+/// How a command prints what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Aligned columns.
+    Table,
+    /// One stable JSON object, or one per line when following.
+    Json,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Services: a virtual address, port and protocol, and how it is forwarded
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Backends of a service
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// Take a backend out of service: no new flows, existing ones may finish
+    Drain(DrainArgs),
+    /// Cancel a drain, or bring a drained backend back
+    Activate {
+        /// Backend to bring back
+        #[arg(value_name = "SERVICE/BACKEND")]
+        target: Target,
+    },
+    /// Wait until a backend's latest drain has ended, or until the backend is active
+    Wait(WaitArgs),
+    /// What the services, their backends and the datapath are doing
+    Status {
+        /// Only this service
+        #[arg(value_parser = service_name)]
+        service: Option<String>,
+    },
+    /// The flows being tracked
+    Flows(FlowsArgs),
+}
+
+/// `ebb service …`.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Add a service
+    Add {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        name: String,
+        /// Virtual address, e.g. 10.0.0.100:80/tcp or [2001:db8::1]:53/udp
+        #[arg(long, value_name = "ADDR:PORT/PROTO")]
+        vip: Vip,
+        /// How packets reach the backends [default: dsr]
+        #[arg(long, value_name = "dsr|nat|tunnel", value_parser = words(&FORWARDS))]
+        forward: Option<Forward>,
+        /// The rest of its settings
+        #[command(flatten)]
+        settings: ServiceSettings,
+    },
+    /// List the services
+    List,
+    /// Show one service, its settings and its backends
+    Show {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        name: String,
+    },
+    /// Change settings of a service
+    Set {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        name: String,
+        /// What to change
+        #[command(flatten)]
+        settings: ServiceSettings,
+    },
+    /// Drain every backend of a service, then remove it
+    Remove {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        name: String,
+        /// Cut what is still open instead of draining
+        #[arg(long)]
+        now: bool,
+    },
+}
+
+/// Settings of a service that `add` takes and `set` changes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServiceSettings {
+    /// How long a drain may take: 90s, 5m, 1h30m, seconds, 0 (at once) or none (no deadline) [default: 300s]
+    #[arg(long, value_name = "DUR|none")]
+    pub drain_timeout: Option<Limit>,
+    /// What happens to flows still open at the deadline [default: reset]
+    #[arg(long, value_name = "reset|silent", value_parser = words(&POLICIES))]
+    pub on_drain_timeout: Option<CutPolicy>,
+    /// How long a silent flow is kept [default: 350s for TCP, 120s for UDP]
+    #[arg(long, value_name = "DUR")]
+    pub idle_timeout: Option<Seconds>,
+    /// Silence after the client's FIN that ends a half-seen flow [default: 1s]
+    #[arg(long, value_name = "DUR")]
+    pub fin_quiet: Option<Seconds>,
+}
+
+impl ServiceSettings {
+    /// What was typed, as the daemon takes it.
+    pub fn patch(&self) -> ServicePatch {
+        ServicePatch {
+            drain_timeout_s: self.drain_timeout,
+            on_drain_timeout: self.on_drain_timeout,
+            idle_timeout_s: self.idle_timeout,
+            fin_quiet_s: self.fin_quiet,
+            ..ServicePatch::default()
+        }
+    }
+}
+
+/// `ebb backend …`.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// Add a backend to a service
+    Add {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        service: String,
+        /// Name of the backend, unique in its service
+        #[arg(value_parser = backend_name)]
+        name: String,
+        /// Its address; a port only under `nat`
+        #[arg(value_name = "ADDR[:PORT]")]
+        address: BackendAddress,
+        /// Its share of new flows relative to the others; 0 means none [default: 1]
+        #[arg(long, value_name = "N", value_parser = weight)]
+        weight: Option<u32>,
+    },
+    /// List the backends of a service
+    List {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        service: String,
+    },
+    /// Change settings of a backend
+    Set {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        service: String,
+        /// Name of the backend
+        #[arg(value_parser = backend_name)]
+        name: String,
+        /// Its share of new flows relative to the others; 0 means none
+        #[arg(long, value_name = "N", value_parser = weight)]
+        weight: u32,
+    },
+    /// Drain a backend, then remove it
+    Remove {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        service: String,
+        /// Name of the backend
+        #[arg(value_parser = backend_name)]
+        name: String,
+        /// Cut what is still open instead of draining
+        #[arg(long)]
+        now: bool,
+        /// Return only once it is gone
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// `ebb drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Backend to drain
+    #[arg(value_name = "SERVICE/BACKEND", required_unless_present = "address", conflicts_with = "address")]
+    pub target: Option<Target>,
+    /// Drain this host's backends in every service
+    #[arg(long, value_name = "ADDR", value_parser = host)]
+    pub address: Option<IpAddr>,
+    /// How long it may take: 90s, 5m, seconds, 0 (cut now) or none [default: the service's]
+    #[arg(long, value_name = "DUR|none")]
+    pub timeout: Option<Limit>,
+    /// What happens to flows still open at the deadline [default: the service's]
+    #[arg(long, value_name = "reset|silent", value_parser = words(&POLICIES))]
+    pub on_timeout: Option<CutPolicy>,
+    /// Stay until the drain has ended, showing how far it has got
+    #[arg(long)]
+    pub wait: bool,
+    /// Override a guard, such as the one that keeps the last active backend
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `ebb wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// Backend to wait for
+    #[arg(value_name = "SERVICE/BACKEND")]
+    pub target: Target,
+    /// What to wait for
+    #[arg(long = "for", value_name = "drained|active", default_value = "drained", value_parser = words(&GOALS))]
+    pub goal: WaitFor,
+    /// Give up after this long
+    #[arg(long, value_name = "DUR")]
+    pub timeout: Option<Seconds>,
+}
+
+/// `ebb flows`.
+#[derive(Debug, Args)]
+pub struct FlowsArgs {
+    /// Only the flows of this service or backend
+    #[arg(value_name = "SERVICE[/BACKEND]")]
+    pub scope: Option<FlowScope>,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub limit: u32,
+}

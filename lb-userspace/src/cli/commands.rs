@@ -1,0 +1,133 @@
+//! The commands that ask once and print the answer.
+
+use serde::Serialize;
+
+use super::{
+    args::{FlowsArgs, ServiceSettings},
+    failure::{Exit, Failure},
+    print::Printer,
+    show,
+};
+use crate::{
+    api::{client::Client, wire::Flows},
+    control::{
+        model::{BackendPatch, BackendSpec, ServicePatch, Status},
+        vip::{BackendAddress, Vip},
+    },
+    datapath::Forward,
+};
+
+type Done = Result<Exit, Failure>;
+
+/// `ebb status`.
+pub(super) async fn status(service: Option<&str>, client: &Client, print: Printer) -> Done {
+    let status: Status = client.status(service).await?;
+    print.show(&status, show::status)?;
+    Ok(Exit::Done)
+}
+
+/// `ebb flows`.
+pub(super) async fn flows(args: &FlowsArgs, client: &Client, print: Printer) -> Done {
+    let scope = args.scope.as_ref().map(|scope| (scope.service.as_str(), scope.backend.as_deref()));
+    let flows = client.flows(scope, args.limit).await?;
+    print.show(&flows, |out, Flows { flows }| show::flows(out, flows))?;
+    Ok(Exit::Done)
+}
+
+/// A service as `add` sends it: what was not typed is left to the daemon's defaults.
+#[derive(Debug, Serialize)]
+pub(super) struct NewService<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// Where clients send to.
+    pub(super) vip: Vip,
+    /// How packets reach the backends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) forward: Option<Forward>,
+    /// The rest.
+    #[serde(flatten)]
+    pub(super) settings: ServicePatch,
+}
+
+/// `ebb service add`.
+pub(super) async fn add_service(
+    name: &str,
+    vip: Vip,
+    forward: Option<Forward>,
+    settings: &ServiceSettings,
+    client: &Client,
+    print: Printer,
+) -> Done {
+    let service = NewService { name, vip, forward, settings: settings.patch() };
+    let added = client.add_service(&service).await?;
+    print.say(&added, &format!("service {name} added: {vip}"))?;
+    Ok(Exit::Done)
+}
+
+/// `ebb service list`.
+pub(super) async fn list_services(client: &Client, print: Printer) -> Done {
+    let list = client.services().await?;
+    print.show(&list, |out, list| show::services(out, &list.services))?;
+    Ok(Exit::Done)
+}
+
+/// `ebb service show`.
+pub(super) async fn show_service(name: &str, client: &Client, print: Printer) -> Done {
+    let service = client.service(name).await?;
+    print.show(&service, show::service)?;
+    Ok(Exit::Done)
+}
+
+/// `ebb service set`.
+pub(super) async fn set_service(name: &str, settings: &ServiceSettings, client: &Client, print: Printer) -> Done {
+    let patch = settings.patch();
+    if patch == ServicePatch::default() {
+        return Err(Failure::usage("nothing to change: name a setting, see \"ebb service set --help\""));
+    }
+    let service = client.set_service(name, &patch).await?;
+    print.say(&service, &format!("service {name} changed"))?;
+    Ok(Exit::Done)
+}
+
+/// `ebb service remove`.
+pub(super) async fn remove_service(name: &str, now: bool, client: &Client, print: Printer) -> Done {
+    let removal = client.remove_service(name, now).await?;
+    let sentence = if removal.removed {
+        format!("service {name} removed")
+    } else {
+        format!("service {name} is draining and will then be removed; see \"ebb status {name}\"")
+    };
+    print.say(&removal, &sentence)?;
+    Ok(Exit::Done)
+}
+
+/// `ebb backend add`.
+pub(super) async fn add_backend(
+    service: &str,
+    name: &str,
+    address: BackendAddress,
+    weight: Option<u32>,
+    client: &Client,
+    print: Printer,
+) -> Done {
+    let spec = BackendSpec { name: name.to_owned(), address, weight: weight.unwrap_or(1) };
+    let added = client.add_backend(service, &spec).await?;
+    let sentence = format!("backend {service}/{name} added: {address}, {}", show::state(added.backend.state));
+    print.say(&added, &sentence)?;
+    Ok(Exit::Done)
+}
+
+/// `ebb backend list`.
+pub(super) async fn list_backends(service: &str, client: &Client, print: Printer) -> Done {
+    let list = client.backends(service).await?;
+    print.show(&list, |out, list| show::backends(out, &list.backends))?;
+    Ok(Exit::Done)
+}
+
+/// `ebb backend set`.
+pub(super) async fn set_backend(service: &str, name: &str, weight: u32, client: &Client, print: Printer) -> Done {
+    let patch = BackendPatch { weight: Some(weight) };
+    let backend = client.set_backend(service, name, &patch).await?;
+    print.say(&backend, &format!("backend {service}/{name} changed"))?;
+    Ok(Exit::Done)
+}

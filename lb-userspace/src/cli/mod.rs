@@ -1,0 +1,99 @@
+//! The `ebb` command line: what can be typed, what is asked of the daemon, and how its answers are shown.
+
+pub mod args;
+mod commands;
+mod drains;
+pub mod failure;
+mod print;
+mod progress;
+mod show;
+mod table;
+pub mod values;
+
+use std::{ffi::OsString, io::Write, process::ExitCode};
+
+use clap::Parser;
+
+use self::{
+    args::{BackendCommand, Cli, Command, ServiceCommand},
+    failure::{Exit, Failure, usage_line},
+    print::Printer,
+};
+use crate::api::client::Client;
+
+/// Runs one command line and says how it ended.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error).into(),
+    };
+    let exit = match execute(cli) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                let _ = writeln!(std::io::stderr(), "error: {failure}");
+            }
+            failure.exit
+        }
+    };
+    exit.into()
+}
+
+fn not_understood(error: &clap::Error) -> Exit {
+    if error.use_stderr() && error.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = writeln!(std::io::stderr(), "error: {}", usage_line(error));
+        return Exit::Usage;
+    }
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage } else { Exit::Done }
+}
+
+fn execute(cli: Cli) -> Result<Exit, Failure> {
+    // Talking to the daemon is one conversation: a second thread would have nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let client = Client::new(cli.global.socket);
+    let print = Printer::new(cli.global.output);
+    runtime.block_on(ask(cli.command, &client, print))
+}
+
+async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, Failure> {
+    match command {
+        Command::Service(command) => service(command, client, print).await,
+        Command::Backend(command) => backend(command, client, print).await,
+        Command::Drain(args) => drains::drain(&args, client, print).await,
+        Command::Activate { target } => drains::activate(&target, client, print).await,
+        Command::Wait(args) => drains::wait(&args, client, print).await,
+        Command::Status { service } => commands::status(service.as_deref(), client, print).await,
+        Command::Flows(args) => commands::flows(&args, client, print).await,
+    }
+}
+
+async fn service(command: ServiceCommand, client: &Client, print: Printer) -> Result<Exit, Failure> {
+    match command {
+        ServiceCommand::Add { name, vip, forward, settings } => {
+            commands::add_service(&name, vip, forward, &settings, client, print).await
+        }
+        ServiceCommand::List => commands::list_services(client, print).await,
+        ServiceCommand::Show { name } => commands::show_service(&name, client, print).await,
+        ServiceCommand::Set { name, settings } => commands::set_service(&name, &settings, client, print).await,
+        ServiceCommand::Remove { name, now } => commands::remove_service(&name, now, client, print).await,
+    }
+}
+
+async fn backend(command: BackendCommand, client: &Client, print: Printer) -> Result<Exit, Failure> {
+    match command {
+        BackendCommand::Add { service, name, address, weight } => {
+            commands::add_backend(&service, &name, address, weight, client, print).await
+        }
+        BackendCommand::List { service } => commands::list_backends(&service, client, print).await,
+        BackendCommand::Set { service, name, weight } => {
+            commands::set_backend(&service, &name, weight, client, print).await
+        }
+        BackendCommand::Remove { service, name, now, wait } => {
+            drains::remove(&service, &name, now, wait, client, print).await
+        }
+    }
+}

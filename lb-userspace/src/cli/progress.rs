@@ -1,0 +1,153 @@
+//! How far a drain has got: a bar that empties on a terminal, plain lines for a log.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::control::duration;
+
+/// Plain lines come at most this often while nothing but the number changes.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One look at a drain.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Look {
+    /// Live flows when it began.
+    pub(super) initial_flows: u64,
+    /// Live flows now.
+    pub(super) remaining_flows: u64,
+    /// Until the deadline, when there is one.
+    pub(super) remaining: Option<Duration>,
+}
+
+impl fmt::Display for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flows = if self.remaining_flows == 1 { "flow" } else { "flows" };
+        let deadline = match self.remaining {
+            Some(left) => format!("{} to the deadline", whole_seconds(left)),
+            None => "no deadline".to_owned(),
+        };
+        write!(
+            f,
+            "{} of {} {flows} left, {deadline}",
+            self.remaining_flows,
+            self.initial_flows.max(self.remaining_flows)
+        )
+    }
+}
+
+/// Rounded up, so that a countdown ends at 0s and not before.
+fn whole_seconds(left: Duration) -> String {
+    let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+    duration::format(Duration::from_secs(seconds))
+}
+
+/// Where progress is shown.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Nowhere: the caller wants only the result.
+    Silent,
+    /// A bar on a terminal.
+    Bar {
+        /// The backend's name in front of the bar.
+        label: String,
+        /// The bar, once there is something to show.
+        bar: Option<ProgressBar>,
+    },
+    /// A line for each change, on standard output.
+    Lines {
+        /// The backend's name in front of each line.
+        label: String,
+        /// What was said last, and when.
+        last: Option<(u64, Instant)>,
+    },
+}
+
+impl Progress {
+    /// Shows the drain of `label` in the way that fits standard output.
+    pub(super) fn new(label: &str, silent: bool) -> Self {
+        let label = label.to_owned();
+        if silent {
+            Self::Silent
+        } else if io::stdout().is_terminal() {
+            Self::Bar { label, bar: None }
+        } else {
+            Self::Lines { label, last: None }
+        }
+    }
+
+    /// Shows one look.
+    pub(super) fn show(&mut self, look: &Look) -> io::Result<()> {
+        match self {
+            Self::Silent => Ok(()),
+            Self::Bar { label, bar } => {
+                let length = look.initial_flows.max(look.remaining_flows);
+                let bar = bar.get_or_insert_with(|| new_bar(label));
+                bar.set_length(length.max(1));
+                bar.set_position(look.remaining_flows);
+                bar.set_message(look.to_string());
+                bar.tick();
+                Ok(())
+            }
+            Self::Lines { label, last } => {
+                let now = Instant::now();
+                let due = last
+                    .is_none_or(|(flows, at)| flows != look.remaining_flows && now.duration_since(at) >= LINE_INTERVAL);
+                if !due {
+                    return Ok(());
+                }
+                *last = Some((look.remaining_flows, now));
+                let mut out = io::stdout().lock();
+                writeln!(out, "{label}: {look}")?;
+                out.flush()
+            }
+        }
+    }
+
+    /// Takes the bar away, so that the line that names the outcome stands alone.
+    pub(super) fn clear(&mut self) {
+        if let Self::Bar { bar, .. } = self
+            && let Some(bar) = bar.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn new_bar(label: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout_with_hz(10));
+    let style = ProgressStyle::with_template("{prefix} draining [{bar:24}] {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    bar.set_style(style);
+    bar.set_prefix(label.to_owned());
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_in_words() {
+        let mut look =
+            Look { initial_flows: 300, remaining_flows: 120, remaining: Some(Duration::from_millis(41_200)) };
+        assert_eq!(look.to_string(), "120 of 300 flows left, 42s to the deadline");
+        look.remaining = None;
+        look.remaining_flows = 1;
+        assert_eq!(look.to_string(), "1 of 300 flow left, no deadline");
+        // Flows that were half open when the drain began may be adopted later.
+        look.remaining_flows = 301;
+        assert_eq!(look.to_string(), "301 of 301 flows left, no deadline");
+    }
+}
