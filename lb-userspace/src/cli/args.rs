@@ -62,6 +62,19 @@ pub enum Output {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Check a configuration file; needs no daemon
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Make services and backends what a file says; what it lacks is drained, then removed
+    Apply {
+        /// The file
+        file: PathBuf,
+        /// Only show what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Services: a virtual address, port and protocol, and how it is forwarded
     #[command(subcommand)]
     Service(ServiceCommand),

@@ -1,7 +1,5 @@
 //! The commands that ask once and print the answer.
 
-use serde::Serialize;
-
 use super::{
     args::{FlowsArgs, ServiceSettings},
     failure::{Exit, Failure},
@@ -10,6 +8,7 @@ use super::{
 };
 use crate::{
     api::{client::Client, wire::Flows},
+    config::file::NewService,
     control::{
         model::{BackendPatch, BackendSpec, ServicePatch, Status},
         vip::{BackendAddress, Vip},
@@ -32,21 +31,6 @@ pub(super) async fn flows(args: &FlowsArgs, client: &Client, print: Printer) -> 
     let flows = client.flows(scope, args.limit).await?;
     print.show(&flows, |out, Flows { flows }| show::flows(out, flows))?;
     Ok(Exit::Done)
-}
-
-/// A service as `add` sends it: what was not typed is left to the daemon's defaults.
-#[derive(Debug, Serialize)]
-pub(super) struct NewService<'a> {
-    /// Its name.
-    pub(super) name: &'a str,
-    /// Where clients send to.
-    pub(super) vip: Vip,
-    /// How packets reach the backends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) forward: Option<Forward>,
-    /// The rest.
-    #[serde(flatten)]
-    pub(super) settings: ServicePatch,
 }
 
 /// `ebb service add`.

@@ -4,6 +4,7 @@ pub mod args;
 mod commands;
 mod drains;
 pub mod failure;
+mod files;
 mod print;
 mod progress;
 mod show;
@@ -61,6 +62,8 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
 
 async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
+        Command::Check { file } => files::check(&file, print),
+        Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
         Command::Service(command) => service(command, client, print).await,
         Command::Backend(command) => backend(command, client, print).await,
         Command::Drain(args) => drains::drain(&args, client, print).await,

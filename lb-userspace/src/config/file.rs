@@ -1,0 +1,299 @@
+//! The file that `run`, `check` and `apply` read, as types.
+
+use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use super::diagnose::{self, Mistake};
+use crate::{
+    control::{
+        Error,
+        duration::{Limit, Seconds},
+        model::{BackendSpec, MAX_WEIGHT, ServicePatch, ServiceSpec, WantedService},
+        vip::{BackendAddress, Vip, check_name},
+    },
+    datapath::{CutPolicy, Forward},
+};
+
+/// A whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// How the daemon runs. The command line's flags win over it.
+    #[serde(default)]
+    pub daemon: Daemon,
+    /// The services, in the file's order.
+    #[serde(default, rename = "service")]
+    pub services: Vec<Service>,
+}
+
+/// `[daemon]`: the flags of `ebb run`, in snake_case.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Daemon {
+    /// Interfaces to balance on.
+    #[serde(default)]
+    pub interfaces: Vec<String>,
+    /// How the program is attached.
+    pub mode: Option<Mode>,
+    /// Flows that can be tracked at once.
+    pub max_flows: Option<u32>,
+    /// Directory on bpffs for the pinned datapath.
+    pub pin_path: Option<PathBuf>,
+    /// Directory for what must survive a reboot.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where the program runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// In the driver where that works, in the network stack with a warning where it does not.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the network stack: slower, works everywhere.
+    Generic,
+}
+
+/// `[[service]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Unique name.
+    pub name: Spanned<String>,
+    /// Where clients send to.
+    pub vip: Spanned<Vip>,
+    /// How packets reach the backends.
+    pub forward: Option<Forward>,
+    /// How long a drain may take.
+    pub drain_timeout: Option<Limit>,
+    /// What happens to flows still open at the deadline.
+    pub on_drain_timeout: Option<CutPolicy>,
+    /// How long a silent flow is kept.
+    pub idle_timeout: Option<Seconds>,
+    /// Silence after the client's FIN that ends a half-seen flow.
+    pub fin_quiet: Option<Seconds>,
+    /// The backends, in the file's order.
+    #[serde(default, rename = "backend")]
+    pub backends: Vec<Backend>,
+}
+
+/// `[[service.backend]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// Unique in its service.
+    pub name: Spanned<String>,
+    /// Where it is.
+    pub address: Spanned<BackendAddress>,
+    /// Its share of new flows relative to the others.
+    pub weight: Option<Spanned<u32>>,
+}
+
+impl File {
+    /// The services as the daemon takes them. What the file leaves out gets the daemon's defaults.
+    pub fn wanted(&self) -> Result<Vec<WantedService>, Error> {
+        self.services.iter().map(Service::wanted).collect()
+    }
+}
+
+impl Service {
+    fn wanted(&self) -> Result<WantedService, Error> {
+        let service = NewService {
+            name: self.name.get_ref(),
+            vip: *self.vip.get_ref(),
+            forward: self.forward,
+            settings: ServicePatch {
+                drain_timeout_s: self.drain_timeout,
+                on_drain_timeout: self.on_drain_timeout,
+                idle_timeout_s: self.idle_timeout,
+                fin_quiet_s: self.fin_quiet,
+                ..ServicePatch::default()
+            },
+        };
+        Ok(WantedService { service: service.spec()?, backends: self.backends.iter().map(Backend::spec).collect() })
+    }
+}
+
+impl Backend {
+    fn spec(&self) -> BackendSpec {
+        BackendSpec {
+            name: self.name.get_ref().clone(),
+            address: *self.address.get_ref(),
+            weight: self.weight.as_ref().map_or(1, |weight| *weight.get_ref()),
+        }
+    }
+}
+
+/// A service as someone asks for it, with only what they said about it.
+#[derive(Debug, Serialize)]
+pub struct NewService<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where clients send to.
+    pub vip: Vip,
+    /// How packets reach the backends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Forward>,
+    /// The rest.
+    #[serde(flatten)]
+    pub settings: ServicePatch,
+}
+
+impl NewService<'_> {
+    /// With the defaults filled in. They are written down once, where the wire's shape is read.
+    fn spec(&self) -> Result<ServiceSpec, Error> {
+        serde_json::to_value(self)
+            .and_then(serde_json::from_value)
+            .map_err(|error| Error::Invalid(format!("service '{}': {error}", self.name)))
+    }
+}
+
+/// Reads a file's text and checks all that can be checked without a daemon.
+pub fn parse(text: &str) -> Result<File, Mistake> {
+    let file: File = diagnose::read(text)?;
+    let mut names = HashMap::new();
+    let mut vips = HashMap::new();
+    for service in &file.services {
+        named(text, "service", &service.name)?;
+        unique(text, &mut names, "service", &service.name)?;
+        unique(text, &mut vips, "VIP", &service.vip)?;
+        check_backends(text, service)?;
+    }
+    let backends = file.services.iter().flat_map(|service| &service.backends);
+    for weight in backends.filter_map(|backend| backend.weight.as_ref()) {
+        if *weight.get_ref() > MAX_WEIGHT {
+            let message = format!("weight {} is too large: the most is {MAX_WEIGHT}", weight.get_ref());
+            return Err(Mistake::at(text, weight.span(), message));
+        }
+    }
+    Ok(file)
+}
+
+fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
+    let mut names = HashMap::new();
+    let mut addresses = HashMap::new();
+    let vip = service.vip.get_ref();
+    for backend in &service.backends {
+        named(text, "backend", &backend.name)?;
+        unique(text, &mut names, "backend", &backend.name)?;
+        unique(text, &mut addresses, "address", &backend.address)?;
+        let address = backend.address.get_ref();
+        let forward = service.forward.unwrap_or_default();
+        let other_port = address.port.is_some_and(|port| port != vip.address.port());
+        let other_family = address.ip.is_ipv4() != vip.address.is_ipv4();
+        let refused = if forward != Forward::Nat && other_port {
+            format!("only forward = \"nat\" can change the port: leave it out, or write {}", vip_port(address.ip, vip))
+        } else if forward != Forward::Tunnel && other_family {
+            "the backend's address is of another family than the VIP: only forward = \"tunnel\" crosses families"
+                .to_owned()
+        } else {
+            continue;
+        };
+        return Err(Mistake::at(text, backend.address.span(), refused));
+    }
+    Ok(())
+}
+
+fn vip_port(ip: std::net::IpAddr, vip: &Vip) -> SocketAddr {
+    SocketAddr::new(ip, vip.address.port())
+}
+
+fn named(text: &str, what: &str, name: &Spanned<String>) -> Result<(), Mistake> {
+    check_name(what, name.get_ref()).map_err(|error| Mistake::at(text, name.span(), error.to_string()))
+}
+
+/// Refuses a value that an earlier entry has, saying where that is.
+fn unique<'a, T: Eq + Hash + Display>(
+    text: &str,
+    seen: &mut HashMap<&'a T, &'a Spanned<T>>,
+    what: &str,
+    value: &'a Spanned<T>,
+) -> Result<(), Mistake> {
+    match seen.insert(value.get_ref(), value) {
+        None => Ok(()),
+        Some(earlier) => {
+            let earlier = Mistake::at(text, earlier.span(), String::new());
+            let message = format!("{what} \"{}\" is already used on line {}", value.get_ref(), earlier.line);
+            Err(Mistake::at(text, value.span(), message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTRACT: &str = r#"
+[daemon]
+interfaces = ["eth0"]
+mode = "generic"
+max_flows = 65536
+[[service]]
+name = "web"
+vip = "10.0.0.100:80/tcp"
+forward = "dsr"
+drain_timeout = "300s"
+on_drain_timeout = "reset"
+  [[service.backend]]
+  name = "web-1"
+  address = "10.0.0.11"
+  weight = 1
+  [[service.backend]]
+  name = "web-2"
+  address = "10.0.0.12"
+"#;
+
+    fn said(text: &str) -> String {
+        parse(text).expect_err("the text is wrong").to_string()
+    }
+
+    #[test]
+    fn the_contract_s_example_is_read() {
+        let file = parse(CONTRACT).expect("the example");
+        assert_eq!(file.daemon.interfaces, ["eth0"]);
+        assert_eq!(file.daemon.mode, Some(Mode::Generic));
+        let wanted = file.wanted().expect("well formed");
+        assert_eq!(wanted.len(), 1);
+        assert_eq!(wanted[0].service.drain_timeout_s, Limit::seconds(300));
+        assert_eq!(wanted[0].backends[1].weight, 1);
+        assert_eq!(wanted[0].backends[1].address.to_string(), "10.0.0.12");
+    }
+
+    #[test]
+    fn what_is_left_out_has_the_daemon_s_default() {
+        let file = parse("[[service]]\nname = \"w\"\nvip = \"10.0.0.1:80/tcp\"\n").expect("enough");
+        let asked: ServiceSpec =
+            serde_json::from_str(r#"{"name":"w","vip":"10.0.0.1:80/tcp"}"#).expect("enough over the wire too");
+        assert_eq!(file.wanted().expect("well formed")[0].service, asked);
+    }
+
+    #[test]
+    fn an_empty_file_is_a_file() {
+        assert!(parse("").expect("nothing is wrong").services.is_empty());
+    }
+
+    #[test]
+    fn values_are_checked_where_they_stand() {
+        for (from, to, expected) in [
+            ("\"10.0.0.100:80/tcp\"", "\"10.0.0.100\"", "line 8, column 7: '10.0.0.100' is not a VIP"),
+            ("\"300s\"", "\"soon\"", "line 10, column 17: 'soon' is not a duration"),
+            ("\"10.0.0.12\"", "\"10.0.0.11\"", "line 18, column 13: address \"10.0.0.11\" is already used on line 14"),
+            ("\"web-2\"", "\"web-1\"", "line 17, column 10: backend \"web-1\" is already used on line 13"),
+            ("\"10.0.0.12\"", "\"10.0.0.12:81\"", "line 18, column 13: only forward = \"nat\" can change the port"),
+            ("\"10.0.0.12\"", "\"fd00::b\"", "line 18, column 13: the backend's address is of another family"),
+            ("\"web\"", "\"a/b\"", "line 7, column 8: 'a/b' cannot name a service"),
+            ("weight = 1", "weight = 70000", "line 15, column 12: weight 70000 is too large"),
+            ("weight = 1", "weight = -1", "line 15, column 12: "),
+            ("\"reset\"", "\"rset\"", "line 11, column 20: unknown value \"rset\", did you mean \"reset\"?"),
+            ("max_flows", "max_flow", "line 5, column 1: unknown key \"max_flow\", did you mean \"max_flows\"?"),
+            ("[daemon]", "[deamon]", "line 2, column 2: unknown key \"deamon\", did you mean \"daemon\"?"),
+        ] {
+            let line = said(&CONTRACT.replace(from, to));
+            assert!(line.starts_with(expected), "{to}: {line}");
+        }
+    }
+}
