@@ -5,6 +5,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::values::{FlowScope, Target, backend_name, host, service_name, weight, words};
 use crate::{
@@ -99,6 +100,23 @@ pub enum Command {
     },
     /// The flows being tracked
     Flows(FlowsArgs),
+    /// What happened: backends and drains changing state, services coming and going
+    Events {
+        /// Stay, and print what happens as it happens
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Print a completion script, e.g. ebb completions bash > /etc/bash_completion.d/ebb
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
 }
 
 /// `ebb service …`.

@@ -3,8 +3,10 @@
 pub mod args;
 mod commands;
 mod drains;
+mod events;
 pub mod failure;
 mod files;
+mod generate;
 mod print;
 mod progress;
 mod show;
@@ -64,6 +66,9 @@ async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, 
     match command {
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
+        Command::Events { follow } => events::events(follow, client, print).await,
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { directory } => generate::manual(&directory),
         Command::Service(command) => service(command, client, print).await,
         Command::Backend(command) => backend(command, client, print).await,
         Command::Drain(args) => drains::drain(&args, client, print).await,
