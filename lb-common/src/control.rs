@@ -45,14 +45,24 @@ impl Control {
 
 /// A neighbour on the link that client packets came from, so that replies and resets can go back the same way.
 ///
-/// Packed into one word of its map, which the packet path claims by compare-and-swap; a row never changes while the
-/// table lives.
+/// Its row is two words: the first says who it is and is claimed by compare-and-swap, the second is our own MAC address
+/// on that link, as the peer's packets name it. A row never changes while the table lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
     /// Its MAC address: six bytes in memory order in the low 48 bits.
     pub mac: u64,
     /// Interface its packets come in on, at most [`Peer::MAX_IFINDEX`].
     pub ifindex: u32,
+}
+
+/// One row of the peer table: a packed [`Peer`], and our MAC address on its link in memory order (0: not known yet).
+#[repr(C, align(16))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+pub struct PeerRow {
+    /// A packed [`Peer`], 0 while the row is free.
+    pub peer: u64,
+    /// Our MAC address there: six bytes in memory order in the low 48 bits.
+    pub own_mac: u64,
 }
 
 impl Peer {
@@ -73,12 +83,12 @@ impl Peer {
         }
         Some(Self { mac: word & 0xffff_ffff_ffff, ifindex: (word >> 48) as u32 & Self::MAX_IFINDEX })
     }
+}
 
-    /// The bytes of the MAC address.
-    pub const fn mac_bytes(self) -> [u8; 6] {
-        let b = self.mac.to_le_bytes();
-        [b[0], b[1], b[2], b[3], b[4], b[5]]
-    }
+/// The bytes of a MAC address kept in the low 48 bits of a word.
+pub const fn mac_bytes(word: u64) -> [u8; 6] {
+    let b = word.to_le_bytes();
+    [b[0], b[1], b[2], b[3], b[4], b[5]]
 }
 
 /// Rows of the peer table; row 0 stands for an unknown peer.
@@ -92,7 +102,7 @@ mod tests {
     fn peers_round_trip() {
         let peer = Peer { mac: u64::from_le_bytes([2, 0, 0xff, 3, 4, 0xfe, 0, 0]), ifindex: Peer::MAX_IFINDEX };
         assert_eq!(Peer::unpack(peer.pack()), Some(peer));
-        assert_eq!(peer.mac_bytes(), [2, 0, 0xff, 3, 4, 0xfe]);
+        assert_eq!(mac_bytes(peer.mac), [2, 0, 0xff, 3, 4, 0xfe]);
         assert_eq!(Peer::unpack(0), None);
         assert_ne!(Peer { mac: 0, ifindex: 0 }.pack(), 0);
     }

@@ -12,7 +12,8 @@ pub mod flow_flag {
     pub const ESTABLISHED: u16 = 1 << 2;
     /// Adopted from a segment in mid-stream and not yet proven to be a flow.
     pub const PROVISIONAL: u16 = 1 << 3;
-    /// Steered on a tuple that another, established flow still holds.
+    /// Second on its tuple: opening while an established flow still holds it, or superseded by one that completed its
+    /// handshake.
     pub const CANDIDATE: u16 = 1 << 4;
     /// Another entry of the same tuple exists.
     pub const TWIN: u16 = 1 << 5;
@@ -95,6 +96,14 @@ impl Meta {
             2 => Life::Linked,
             _ => Life::Dying,
         }
+    }
+
+    /// A one in the 16-bit lane of the entry's life, [`Life::Free`]'s being the lowest: words to be added up.
+    ///
+    /// A comparison would become a branch on the BPF machine, and the verifier would follow every sequence of them.
+    #[inline(always)]
+    pub const fn life_lane(self) -> u64 {
+        1 << (((self.0 >> 32) & LIFE_MASK as u64) * 16)
     }
 
     /// Count of owners, modulo 2^16.
@@ -249,6 +258,12 @@ pub struct Timers {
     pub fin_quiet_ticks: u32,
 }
 
+/// Whether a flow's end was seen: an RST, or both FINs acknowledged.
+#[inline(always)]
+pub const fn is_finished(flags: u16) -> bool {
+    flags & flow_flag::RST != 0 || flags & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED
+}
+
 /// The phase of a linked entry from its flags and its age.
 ///
 /// A flow whose two directions are seen ends when both FINs are acknowledged; one seen from the client's side alone
@@ -261,6 +276,10 @@ pub const fn phase(flags: u16, age: u32, timers: Timers) -> Phase {
     let finished = flags & flow_flag::RST != 0 || flags & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED;
     if finished {
         return if age > LINGER_TICKS { Phase::Dead } else { Phase::Closing };
+    }
+    // Superseded on its tuple: still alive if the newcomer was a forgery, and then it is heard from soon.
+    if flags & flow_flag::CANDIDATE != 0 && age > OPENING_TICKS {
+        return Phase::Dead;
     }
     if flags & flow_flag::PROVISIONAL != 0 {
         return if age > OPENING_TICKS { Phase::Dead } else { Phase::Provisional };

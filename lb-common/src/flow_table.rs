@@ -43,6 +43,9 @@ pub trait Entry: Copy {
     fn swap_meta(self, old: Meta, new: Meta) -> Meta;
     /// Stores `meta`, with release ordering, by the one that holds the entry claimed or dying.
     fn put_meta(self, meta: Meta);
+    /// Adds the entry's [`Meta::life_lane`] to a tally, at once: an implementation for the BPF machine must keep the
+    /// compiler from holding sixteen of them on a small stack to add them up later.
+    fn tally(self, lives: u64) -> u64;
     /// Whether the key stored is this one.
     fn has_key(self, key: &FlowKey) -> bool;
     /// The key stored.
@@ -249,12 +252,11 @@ pub fn claim_emptiest<T: Entries>(table: T, geometry: Geometry, home: u32, now: 
     let mut best = sets[0];
     let mut most = 0;
     for set in sets {
-        let mut free = 0;
+        let mut lives = 0;
         for i in 0..SET {
-            if let Some(entry) = table.at(set + i) {
-                free += u32::from(entry.meta().life() as u16 == Life::Free as u16);
-            }
+            lives = table.at(set + i)?.tally(lives);
         }
+        let free = lives & 0xffff;
         if free > most {
             most = free;
             best = set;

@@ -45,7 +45,7 @@ pub mod map_name {
     pub const RINGS: &str = "RINGS";
     /// [`crate::flow::FlowEntry`] rows.
     pub const FLOWS: &str = "FLOWS";
-    /// [`crate::control::Peer`] words: the link-layer neighbours that client packets came from.
+    /// [`crate::control::PeerRow`] rows: the link-layer neighbours that client packets came from.
     pub const PEERS: &str = "PEERS";
     /// [`crate::backend::BackendStats`] rows, one per backend slot and CPU.
     pub const STATS: &str = "STATS";

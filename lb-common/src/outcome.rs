@@ -14,6 +14,15 @@ macro_rules! outcomes {
             /// All of them, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// The outcome with that number.
+            #[inline(always)]
+            pub const fn from_u8(n: u8) -> Option<Self> {
+                $(if n == Self::$variant as u8 {
+                    return Some(Self::$variant);
+                })+
+                None
+            }
+
             /// Name in JSON and metrics.
             pub const fn name(self) -> &'static str {
                 match self {

@@ -20,6 +20,7 @@ pub mod flag {
 pub const WINDOW: u32 = 1 << 24;
 
 /// What is read off a segment.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// Sequence number.

@@ -43,6 +43,9 @@ impl Entry for &Cell {
     fn put_meta(self, meta: Meta) {
         self.meta.store(meta.0, SeqCst);
     }
+    fn tally(self, lives: u64) -> u64 {
+        lives + self.meta().life_lane()
+    }
     fn has_key(self, key: &FlowKey) -> bool {
         self.key() == *key
     }

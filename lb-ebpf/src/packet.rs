@@ -1,0 +1,117 @@
+//! The packet in its buffer: the one bounds check, and reads and writes through it.
+//!
+//! **Invariant:** no other module does arithmetic on packet pointers.
+
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
+use bytemuck::Pod;
+
+/// The frame's first and last byte, as the verifier tracks them.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    ctx: *mut xdp_md,
+    start: usize,
+    end: usize,
+}
+
+/// Bytes of the packet that were found to be there.
+#[derive(Clone, Copy)]
+pub struct Window<const N: usize>(usize);
+
+/// Keeps the compiler from merging bounds checks of different windows: the verifier tracks each pointer by itself, and
+/// a check that was proven on one does not count for another.
+#[inline(always)]
+fn opaque(mut at: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: a move of a register to itself (without an instruction the line information would not load).
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) at, options(nomem, nostack, preserves_flags));
+    }
+    at
+}
+
+impl<const N: usize> Window<N> {
+    /// Reads a `T` at `AT`, at any alignment.
+    ///
+    /// The kernel refuses programs with misaligned packet access on machines that cannot do it
+    /// (kernel/bpf/verifier.c, `check_ptr_alignment`), so a plain load is right wherever this program loads.
+    #[inline(always)]
+    pub fn get<T: Pod, const AT: usize>(&self) -> T {
+        const { assert!(AT + size_of::<T>() <= N) };
+        // SAFETY: `window` checked the bounds; any bytes are a `T`.
+        unsafe { core::ptr::read_volatile((self.0 + AT) as *const T) }
+    }
+
+    /// Writes a `T` at `AT`, at any alignment.
+    #[inline(always)]
+    pub fn put<T: Pod, const AT: usize>(&self, value: T) {
+        const { assert!(AT + size_of::<T>() <= N) };
+        // SAFETY: `window` checked the bounds.
+        unsafe { core::ptr::write_volatile((self.0 + AT) as *mut T, value) }
+    }
+}
+
+impl Packet {
+    /// The packet of this run. Taken anew after every change of its length.
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: ctx.ctx, start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// `N` bytes at `offset`, if all of them lie in the packet.
+    ///
+    /// `offset` must be bounded for the verifier: a constant, or masked.
+    #[inline(always)]
+    pub fn window<const N: usize>(&self, offset: usize) -> Option<Window<N>> {
+        let at = opaque(self.start + offset);
+        if at + N > self.end {
+            return None;
+        }
+        Some(Window(at))
+    }
+
+    /// Length of the linear part of the frame, in bytes.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// MAC addresses of source and destination, each in the low 48 bits of a word, in memory order.
+    #[inline(always)]
+    pub fn macs(&self) -> Option<(u64, u64)> {
+        let frame = self.window::<12>(0)?;
+        let destination = frame.get::<u32, 0>() as u64 | (frame.get::<u16, 4>() as u64) << 32;
+        let source = frame.get::<u32, 6>() as u64 | (frame.get::<u16, 10>() as u64) << 32;
+        Some((source, destination))
+    }
+
+    /// Interface that the packet came in on.
+    #[inline(always)]
+    pub fn ingress(&self) -> u32 {
+        // SAFETY: the context is the kernel's and outlives the run.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    /// Moves the frame's start by `delta` bytes (negative: room in front) and takes the pointers anew.
+    #[inline(always)]
+    pub fn move_start(&self, delta: i32) -> Option<Self> {
+        // SAFETY: a helper on the kernel's own context.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, delta) } != 0 {
+            return None;
+        }
+        Some(Self::new(&XdpContext::new(self.ctx)))
+    }
+
+    /// Moves the frame's end by `delta` bytes and takes the pointers anew.
+    #[inline(always)]
+    pub fn move_end(&self, delta: i32) -> Option<Self> {
+        // SAFETY: a helper on the kernel's own context.
+        if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } != 0 {
+            return None;
+        }
+        Some(Self::new(&XdpContext::new(self.ctx)))
+    }
+}
