@@ -2,6 +2,7 @@
 
 mod ci;
 mod command;
+mod dist;
 mod linker;
 mod machine;
 mod packages;
@@ -9,6 +10,7 @@ mod record;
 mod setup;
 mod test;
 mod toolchain;
+mod tools;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -40,6 +42,10 @@ enum Task {
     },
     /// Everything that must hold before a change lands; what .ci/run calls
     Ci,
+    /// Check licences and sources of the dependencies; builds cargo-deny the first time
+    Deny,
+    /// Build the Debian package
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -58,5 +64,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::test(&options),
         Task::Demo { arguments } => test::demo(&arguments),
         Task::Ci => ci::ci(),
+        Task::Deny => ci::deny(),
+        Task::Dist => dist::dist(),
     }
 }
