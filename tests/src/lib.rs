@@ -2,7 +2,9 @@
 //! accounts of what happened to it.
 
 pub mod lab;
+pub mod scene;
 pub mod traffic;
+pub mod verdict;
 mod wait;
 
 pub use wait::{wait_for, wait_until};
