@@ -2,11 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     lab::{Arms, Ebb, Family, Lab, Plan, Replies},
-    traffic::{Client, Server},
+    traffic::{Client, Conversation, Group, Server, Tally},
     wait::wait_until,
 };
 
@@ -158,5 +158,25 @@ impl Scene {
     /// Where the service `web` is.
     pub fn web(&self) -> SocketAddr {
         self.vip(0, WEB_PORT)
+    }
+
+    /// Opens `count` connections to the service `web`, which talk until told to finish.
+    pub fn hold(&self, count: usize) -> Result<Group> {
+        let group = self.client.open(Conversation::with(self.web()), count);
+        group.wait_open(count, SOON)?;
+        Ok(group)
+    }
+
+    /// Makes `count` short connections to the service `web`, all of which must go well, and returns the sums.
+    pub fn visit(&self, count: usize) -> Result<Tally> {
+        let group = self.client.open(Conversation::with(self.web()), count);
+        group.finish();
+        let mut tally = Tally::default();
+        wait_until("short connections to end", SOON, || {
+            tally = group.tally();
+            tally.clean + tally.broken() + tally.could_not_connect() == count
+        })?;
+        ensure!(tally.clean == count, "short connections went wrong: {tally:?}");
+        Ok(tally)
     }
 }

@@ -142,7 +142,7 @@ impl Demo {
     /// Prints the judgement and returns the complaints.
     fn judge(&self, verdict: &Verdict, back: bool) -> Vec<String> {
         let flows = self.udp.flows();
-        let lost: u32 = flows.iter().map(|flow| flow.lost() + flow.wrong).sum();
+        let lost: u32 = flows.iter().map(|flow| flow.lost + flow.wrong).sum();
         let answered: u32 = flows.iter().map(|flow| flow.answered).sum();
         println!("\nWhat clients and servers saw\n{verdict}");
         println!("  UDP datagrams answered: {answered}, lost: {lost}");

@@ -177,6 +177,8 @@ pub struct DatagramFlow {
     pub sent: u32,
     /// Datagrams answered in time.
     pub answered: u32,
+    /// Datagrams not answered in time.
+    pub lost: u32,
     /// Answers that were not to the datagram they claimed to answer.
     pub wrong: u32,
     /// Who answered, from when on: one entry more each time that it changed.
@@ -186,11 +188,6 @@ pub struct DatagramFlow {
 }
 
 impl DatagramFlow {
-    /// Datagrams not answered in time, the one under way excepted.
-    pub fn lost(&self) -> u32 {
-        self.sent.saturating_sub(self.answered + self.wrong)
-    }
-
     /// Who answers now.
     pub fn served_by(&self) -> Option<Name> {
         self.servers.last().map(|(name, _)| *name)

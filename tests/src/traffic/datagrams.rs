@@ -58,7 +58,7 @@ pub(super) fn start(
     pause: Duration,
 ) -> DatagramGroup {
     let begun = Instant::now();
-    let line = DatagramFlow { local: None, sent: 0, answered: 0, wrong: 0, servers: Vec::new(), begun };
+    let line = DatagramFlow { local: None, sent: 0, answered: 0, lost: 0, wrong: 0, servers: Vec::new(), begun };
     let group = DatagramGroup { book: Arc::new(Mutex::new(vec![line; count])), finish: watch::Sender::new(false) };
     for number in 0..count {
         let flow = Flow { number, book: Arc::clone(&group.book), sources: Arc::clone(sources), target };
@@ -108,7 +108,7 @@ impl Flow {
                 }
             }
             Ok(Err(_)) => flow.wrong += 1,
-            Err(_) => {}
+            Err(_) => flow.lost += 1,
         });
     }
 

@@ -1,0 +1,140 @@
+//! The daemon stops, restarts or dies in the middle of a drain.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use ebb_tests::{
+    scene::{SOON, Scene, Setting},
+    traffic::{End, Fault, Group},
+    wait_until,
+};
+
+/// A scene with connections held and b1 draining, and how many connections b1 has.
+fn in_mid_drain(timeout: &str) -> Result<(Scene, Group, usize)> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let held = scene.hold(60)?;
+    let at_b1 = held.tally().open_at("b1");
+    ensure!(at_b1 > 0, "b1 has no connection: {:?}", held.tally());
+    scene.ebb.ok(&["drain", "web/b1", "--timeout", timeout])?;
+    Ok((scene, held, at_b1))
+}
+
+/// The daemon is away, then back: connections live on, new ones keep off the draining backend, and the
+/// drain ends with the deadline and the counts it had.
+fn is_survived(end: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
+    let (mut scene, held, at_b1) = in_mid_drain("60s")?;
+    let before = scene.ebb.backend("web/b1")?.drain.context("it is draining")?;
+    end(&mut scene)?;
+    assert_eq!(scene.ebb.cli(&["status"])?.code, 5, "nobody answers");
+    let tally = scene.visit(100)?;
+    assert_eq!(tally.served_by("b1"), 0, "without the daemon: {tally:?}");
+    assert!(tally.served_by("b0") > 0 && tally.served_by("b2") > 0, "the others share: {tally:?}");
+    assert_eq!(held.tally().open, 60, "{:?}", held.tally());
+
+    scene.ebb.run()?;
+    let backend = scene.ebb.backend("web/b1")?;
+    assert_eq!(backend.state, "draining");
+    let after = backend.drain.context("it goes on draining")?;
+    assert_eq!((&after.started_at, &after.deadline), (&before.started_at, &before.deadline));
+    assert_eq!((after.initial_flows, after.remaining_flows), (at_b1 as u64, at_b1 as u64));
+    assert_eq!(scene.visit(100)?.served_by("b1"), 0, "with the daemon back");
+
+    let tally = held.finish_and_wait(SOON)?;
+    let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
+    assert_eq!((last.outcome.as_str(), last.cut_flows), ("completed", 0));
+    assert_eq!((tally.broken(), tally.clean), (0, 60), "{tally:?}");
+    Ok(())
+}
+
+#[test]
+fn a_restart_is_survived() -> Result<()> {
+    is_survived(|scene| {
+        let status = scene.ebb.terminate()?;
+        ensure!(status.success(), "SIGTERM is a request to end, not a failure: {status}");
+        Ok(())
+    })
+}
+
+#[test]
+fn being_killed_is_survived() -> Result<()> {
+    is_survived(|scene| scene.ebb.kill().map(drop))
+}
+
+#[test]
+fn the_deadline_holds_without_the_daemon() -> Result<()> {
+    let (mut scene, held, at_b1) = in_mid_drain("3s")?;
+    let drained_at = Instant::now() + Duration::from_secs(3);
+    scene.ebb.kill()?;
+    assert_eq!(held.tally().broken(), 0, "not before the deadline");
+    wait_until("the packet path to cut", SOON, || held.tally().broken() >= at_b1)?;
+    assert!(Instant::now() >= drained_at, "not before the deadline");
+    let resets = |group: &Group| {
+        let connections = group.connections();
+        connections.iter().filter(|c| matches!(c.end, Some((End::Broken(Fault::Reset), _)))).count()
+    };
+    assert_eq!((resets(&held), held.tally().broken()), (at_b1, at_b1), "{:?}", held.tally());
+    assert_eq!(scene.visit(60)?.served_by("b1"), 0);
+
+    scene.ebb.run()?;
+    let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
+    assert_eq!(last.outcome, "deadline");
+    let tally = held.finish_and_wait(SOON)?;
+    assert_eq!(tally.clean, 60 - at_b1, "{tally:?}");
+    Ok(())
+}
+
+#[test]
+fn a_deadline_passed_while_the_daemon_was_away_is_made_good() -> Result<()> {
+    let (mut scene, held, _) = in_mid_drain("2s")?;
+    scene.ebb.terminate()?;
+    // Time itself is what this is about.
+    thread::sleep(Duration::from_secs(3));
+    scene.ebb.run()?;
+    let backend = scene.ebb.wait_state("web/b1", "drained", Duration::from_secs(2))?;
+    assert_eq!(backend.last_drain.context("a record")?.outcome, "deadline");
+    assert_eq!(held.tally().open_at("b1"), 0);
+    Ok(())
+}
+
+#[test]
+fn all_connections_ended_while_the_daemon_was_away() -> Result<()> {
+    let (mut scene, held, at_b1) = in_mid_drain("none")?;
+    scene.ebb.kill()?;
+    let tally = held.finish_and_wait(SOON)?;
+    assert_eq!(tally.clean, 60, "{tally:?}");
+    scene.ebb.run()?;
+    let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
+    assert_eq!((last.outcome.as_str(), last.initial_flows, last.cut_flows), ("completed", at_b1 as u64, 0));
+    Ok(())
+}
+
+#[test]
+fn what_was_configured_comes_back() -> Result<()> {
+    let mut scene = Scene::with_web(Setting::default(), &["--drain-timeout", "77s", "--on-drain-timeout", "silent"])?;
+    scene.ebb.ok(&["backend", "set", "web", "b2", "--weight", "3"])?;
+    scene.ebb.ok(&["drain", "web/b0", "--wait"])?;
+    scene.ebb.kill()?;
+    scene.ebb.run()?;
+    let status = scene.ebb.status()?;
+    let web = status.service("web").context("the service")?;
+    assert_eq!((web.drain_timeout_s, web.on_drain_timeout.as_str()), (Some(77.0), "silent"));
+    let backends: Vec<_> = web.backends.iter().map(|b| (b.name.as_str(), b.state.as_str(), b.weight)).collect();
+    assert_eq!(backends, [("b0", "drained", 1), ("b1", "active", 1), ("b2", "active", 3)]);
+    assert_eq!(scene.visit(100)?.served_by("b0"), 0, "drained it was, drained it is");
+    Ok(())
+}
+
+#[test]
+fn unloading_takes_everything_off() -> Result<()> {
+    let mut scene = Scene::with_web(Setting::default(), &[])?;
+    scene.visit(10)?;
+    scene.ebb.terminate()?;
+    scene.visit(10).context("stopping the daemon leaves the packet path forwarding")?;
+    scene.ebb.ok(&["unload"])?;
+    assert!(!scene.lab.pin_path().exists(), "the pins are gone");
+    assert!(scene.visit(1).is_err(), "nothing forwards any more");
+    Ok(())
+}
