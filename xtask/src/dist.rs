@@ -1,11 +1,11 @@
 //! `cargo xtask dist`: the Debian package.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    command::{self, cargo, root},
+    command::{self, root},
     setup,
     test::{self, Profile},
     tools,
@@ -15,14 +15,7 @@ use crate::{
 pub(crate) fn dist() -> Result<()> {
     setup::ensure(setup::Needs::Build)?;
     let cargo_deb = tools::install(&tools::CARGO_DEB)?;
-    test::build_binary(Profile::Release)?;
-
-    // Where the description in lb-userspace/Cargo.toml looks for them.
-    let generated = root().join("target/dist/generated");
-    fs::create_dir_all(&generated).with_context(|| format!("cannot make {}", generated.display()))?;
-    command::run(
-        cargo().args(["run", "--release", "-p", "lb-userspace", "--example", "manual", "--"]).arg(&generated),
-    )?;
+    generate(&test::build_binary(Profile::Release)?)?;
 
     let directory = root().join("target/dist");
     let printed = command::output(
@@ -35,5 +28,19 @@ pub(crate) fn dist() -> Result<()> {
     println!("{}", command::output(Command::new("dpkg-deb").args(["--info", package]))?.trim_end());
     println!("{}", command::output(Command::new("dpkg-deb").args(["--contents", package]))?.trim_end());
     println!("\n{package}");
+    Ok(())
+}
+
+/// Has the binary write its manual and completions to where the description in lb-userspace/Cargo.toml looks for them.
+fn generate(ebb: &Path) -> Result<()> {
+    let directory = root().join("target/dist/generated");
+    let pages = directory.join("man");
+    fs::create_dir_all(&pages).with_context(|| format!("cannot make {}", pages.display()))?;
+    command::run(Command::new(ebb).arg("man").arg(&pages))?;
+    for (shell, file) in [("bash", "ebb.bash"), ("zsh", "_ebb"), ("fish", "ebb.fish")] {
+        let script = command::output(Command::new(ebb).args(["completions", shell]))?;
+        let path = directory.join(file);
+        fs::write(&path, script).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     Ok(())
 }
