@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     lab::{Arms, Ebb, Family, Lab, Plan, Replies},
-    traffic::{Client, Conversation, Group, Server, Tally},
+    traffic::{Client, Conversation, Group, Server, Tally, Transport},
     wait::wait_until,
 };
 
@@ -49,18 +49,21 @@ pub struct Setting {
     pub family: Family,
     /// How services forward.
     pub forward: Forward,
+    /// The path of `ebb-test-server`, if each server is to run in a process of its own.
+    pub server_program: Option<&'static str>,
 }
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { plan: Plan::default(), family: Family::V4, forward: Forward::Dsr }
+        Self { plan: Plan::default(), family: Family::V4, forward: Forward::Dsr, server_program: None }
     }
 }
 
 impl Setting {
     /// `forward` over `arms`, in `family`.
     pub fn of(forward: Forward, arms: Arms, family: Family) -> Self {
-        Self { plan: Plan { arms, replies: forward.replies(), ..Plan::default() }, family, forward }
+        let plan = Plan { arms, replies: forward.replies(), ..Plan::default() };
+        Self { plan, family, forward, ..Self::default() }
     }
 
     /// The default with `backends` backends.
@@ -99,7 +102,10 @@ impl Scene {
     /// [`Scene::set`] with more arguments for `ebb run`.
     pub fn set_with(setting: Setting, run_arguments: &[&str]) -> Result<Self> {
         let lab = Lab::build(setting.plan.clone())?;
-        let servers = lab.backends.iter().enumerate().map(|(i, host)| Server::start(host, &format!("b{i}")));
+        let servers = lab.backends.iter().enumerate().map(|(index, host)| match setting.server_program {
+            None => Server::start(host, &format!("b{index}")),
+            Some(program) => Server::start_apart(program, host, &format!("b{index}")),
+        });
         let servers = servers.collect::<Result<_>>()?;
         let client = Client::start(&lab)?;
         let ebb = Ebb::start_with(&lab, run_arguments)?;
@@ -126,8 +132,7 @@ impl Scene {
         self.ebb.ok(&[&add, more].concat())?;
         for (index, server) in self.servers.iter().enumerate() {
             let address = self.lab.plan.listen(self.setting.family, index, vip, port);
-            if protocol == "tcp" { server.tcp(address) } else { server.udp(address) }
-                .with_context(|| format!("listen at {address}"))?;
+            server.listen(address, if protocol == "tcp" { Transport::Tcp } else { Transport::Udp })?;
             self.add_backend(name, server.name(), index)?;
         }
         self.wait_all_active(name)

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ebb_tests::{
     lab::{Family, Plan},
     scene::{SOON, Scene, Setting, WEB_PORT},
-    traffic::{Conversation, DatagramFlow, End, Fault, Server},
+    traffic::{Conversation, DatagramFlow, End, Fault, Server, Transport},
     wait_until,
 };
 
@@ -132,7 +132,7 @@ fn what_is_not_for_a_service_passes_untouched() -> Result<()> {
         // Past the balancer, from client to backend.
         let direct = Server::start(&scene.lab.backends[0], "direct")?;
         let address = std::net::SocketAddr::new(Plan::backend(family, 0), WEB_PORT);
-        direct.tcp(address)?;
+        direct.listen(address, Transport::Tcp)?;
         let group = scene.client.open(Conversation::with(address), 10);
         group.wait_open(10, SOON)?;
         group.finish_and_wait(SOON)?;

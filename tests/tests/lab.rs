@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Result;
 use ebb_tests::{
     lab::{Arms, FAMILIES, Family, Lab, Plan, Replies, ip},
-    traffic::{Client, Conversation, Lasting, Server, Tally},
+    traffic::{Client, Conversation, Lasting, Server, Tally, Transport},
     wait_until,
 };
 
@@ -86,11 +86,28 @@ fn what_a_program_transmits_arrives() -> Result<()> {
 }
 
 #[test]
+fn ten_thousand_connections_at_once_are_no_trouble() -> Result<()> {
+    let lab = Lab::build(Plan { backends: 1, client_addresses: 8, ..Plan::default() })?;
+    let vip = Plan::vip(Family::V4, 0);
+    let _program = lab.bounce(vip, 0)?;
+    // Both ends of so many are more than one process may open everywhere.
+    let server = Server::start_apart(env!("CARGO_BIN_EXE_ebb-test-server"), &lab.backends[0], "b0")?;
+    server.serve(lab.plan.listen(Family::V4, 0, 0, 80))?;
+    let client = Client::start(&lab)?;
+    let held = client.open(Conversation::rarely_talking_with((vip, 80).into()), 10_000);
+    held.wait_open(10_000, Duration::from_mins(1))?;
+    assert_eq!((server.accepted(), server.open()), (10_000, 10_000));
+    let tally = held.finish_and_wait(Duration::from_mins(1))?;
+    assert_eq!(tally.clean, 10_000, "{tally:?}");
+    Ok(())
+}
+
+#[test]
 fn a_dead_server_shows_in_the_accounts() -> Result<()> {
     let lab = build(Arms::One, Replies::ThroughBalancer)?;
     let server = Server::start(&lab.backends[0], "b0")?;
     let target = lab.plan.listen(Family::V4, 0, 0, 80);
-    server.tcp(target)?;
+    server.listen(target, Transport::Tcp)?;
     let client = Client::start(&lab)?;
     let held = client.open(Conversation::with(target), 10);
     held.wait_open(10, SOON)?;
@@ -107,7 +124,7 @@ fn kept_connections_come_again() -> Result<()> {
     let lab = build(Arms::One, Replies::ThroughBalancer)?;
     let server = Server::start(&lab.backends[0], "b0")?;
     let target = lab.plan.listen(Family::V6, 0, 0, 80);
-    server.tcp(target)?;
+    server.listen(target, Transport::Tcp)?;
     let client = Client::start(&lab)?;
     let lasting = Lasting::Between(Duration::from_millis(1), Duration::from_millis(100));
     let kept = client.keep(Conversation { lasting, ..Conversation::with(target) }, 10);

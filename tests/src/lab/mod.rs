@@ -98,6 +98,11 @@ impl Lab {
     }
 }
 
+/// Raises the limit on open files as far as this process may.
+pub(crate) fn raise_file_limit() -> Result<()> {
+    sys::raise_file_limit().map(drop).context("raise the limit on open files")
+}
+
 /// Runs `ip -batch` with `script` in a namespace, or in the process's own.
 pub fn ip(namespace: Option<&Namespace>, script: &str) -> Result<()> {
     let mut command = Command::new("ip");

@@ -1,6 +1,7 @@
 //! Programs that make real TCP and UDP traffic inside a lab, and keep accounts of it on both sides.
 
 mod account;
+mod apart;
 mod client;
 mod datagrams;
 mod host;
@@ -9,8 +10,9 @@ mod wire;
 
 pub use self::{
     account::{Accepted, Connection, DatagramFlow, End, Fault, Tally, given_after, last_end, tenths},
+    apart::serve_requests,
     client::{Client, Closer, Conversation, Group, Lasting},
     datagrams::DatagramGroup,
-    server::Server,
+    server::{Server, Transport},
     wire::Name,
 };

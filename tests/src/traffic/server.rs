@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
@@ -16,6 +17,7 @@ use tokio::{
 
 use super::{
     account::{Accepted, End, Fault},
+    apart::Apart,
     host::Host,
     wire::{HEADER_LEN, NAME_LEN, Name, PAYLOAD_MAX, PLEASE_CLOSE, header},
 };
@@ -25,8 +27,23 @@ use crate::lab::Namespace;
 #[derive(Debug)]
 pub struct Server {
     name: Name,
-    host: Host,
-    book: Arc<Mutex<Book>>,
+    place: Place,
+}
+
+/// Where the server runs.
+#[derive(Debug)]
+enum Place {
+    Here(Host, Arc<Mutex<Book>>),
+    Apart(Apart),
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 #[derive(Debug, Default)]
@@ -35,10 +52,19 @@ struct Book {
     datagram_flows: HashMap<SocketAddr, (Instant, u64)>,
 }
 
+/// Why asking a server that runs apart may panic: it is part of the bench, and does not fail on its own.
+const GONE: &str = "the server's process answers";
+
 impl Server {
     /// Starts a server that will call itself `name`, and listens nowhere yet.
     pub fn start(namespace: &Namespace, name: &str) -> Result<Self> {
-        Ok(Self { name: Name::new(name), host: Host::start(namespace)?, book: Arc::default() })
+        Ok(Self { name: Name::new(name), place: Place::Here(Host::start(namespace)?, Arc::default()) })
+    }
+
+    /// The same in a process of its own, for tests with more sockets than one process may have open;
+    /// `program` is the path of `ebb-test-server`.
+    pub fn start_apart(program: &str, namespace: &Namespace, name: &str) -> Result<Self> {
+        Ok(Self { name: Name::new(name), place: Place::Apart(Apart::start(program, namespace, name)?) })
     }
 
     /// The name it greets with.
@@ -46,46 +72,56 @@ impl Server {
         self.name.as_str()
     }
 
-    /// Listens for TCP connections at `address`.
-    pub fn tcp(&self, address: SocketAddr) -> Result<()> {
-        let (name, book) = (self.name, Arc::clone(&self.book));
-        let listener = self.host.call(async move { listen(address) }).context(address)?;
-        self.host.spawn(accept_all(listener, name, book));
-        Ok(())
-    }
-
-    /// Answers datagrams at `address`.
-    pub fn udp(&self, address: SocketAddr) -> Result<()> {
-        let (name, book) = (self.name, Arc::clone(&self.book));
-        let socket = self.host.call(async move { Ok(UdpSocket::bind(address).await?) }).context(address)?;
-        self.host.spawn(answer_datagrams(socket, name, book));
-        Ok(())
+    /// Listens at `address`.
+    pub fn listen(&self, address: SocketAddr, transport: Transport) -> Result<()> {
+        let (host, book) = match &self.place {
+            Place::Here(host, book) => (host, Arc::clone(book)),
+            Place::Apart(apart) => return apart.listen(address, transport),
+        };
+        let name = self.name;
+        let listening = host.call(async move {
+            match transport {
+                Transport::Tcp => drop(tokio::spawn(accept_all(listen(address)?, name, book))),
+                Transport::Udp => drop(tokio::spawn(answer_datagrams(UdpSocket::bind(address).await?, name, book))),
+            }
+            Ok(())
+        });
+        listening.with_context(|| format!("{name}: listen at {address}"))
     }
 
     /// Listens at `address` for both.
     pub fn serve(&self, address: SocketAddr) -> Result<()> {
-        self.tcp(address)?;
-        self.udp(address)
+        self.listen(address, Transport::Tcp)?;
+        self.listen(address, Transport::Udp)
     }
 
     /// Its account of the connections it accepted, in that order.
     pub fn connections(&self) -> Vec<Accepted> {
-        lock(&self.book).connections.clone()
+        match &self.place {
+            Place::Here(_, book) => lock(book).connections.clone(),
+            Place::Apart(apart) => apart.connections().expect(GONE),
+        }
     }
 
     /// How many connections it has accepted.
     pub fn accepted(&self) -> usize {
-        lock(&self.book).connections.len()
+        self.connections().len()
     }
 
     /// How many of its connections are open.
     pub fn open(&self) -> usize {
-        lock(&self.book).connections.iter().filter(|c| c.end.is_none()).count()
+        self.connections().iter().filter(|c| c.end.is_none()).count()
     }
 
     /// The datagram flows it saw: the client's end, when the first datagram came, how many came.
     pub fn datagram_flows(&self) -> Vec<(SocketAddr, Instant, u64)> {
-        lock(&self.book).datagram_flows.iter().map(|(peer, (first, count))| (*peer, *first, *count)).collect()
+        match &self.place {
+            Place::Here(_, book) => {
+                let book = lock(book);
+                book.datagram_flows.iter().map(|(peer, (first, count))| (*peer, *first, *count)).collect()
+            }
+            Place::Apart(apart) => apart.datagram_flows().expect(GONE),
+        }
     }
 }
 
