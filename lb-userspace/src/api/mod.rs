@@ -5,6 +5,7 @@ pub mod client;
 pub mod error;
 mod events;
 mod extract;
+pub mod metrics;
 mod routes;
 pub mod serve;
 pub mod socket;
