@@ -127,7 +127,7 @@ pub enum ServiceCommand {
         /// Name of the service
         #[arg(value_parser = service_name)]
         name: String,
-        /// Virtual address, e.g. 10.0.0.100:80/tcp or [2001:db8::1]:53/udp
+        /// Virtual address, e.g. 10.0.0.100:80/tcp; IPv6 in square brackets
         #[arg(long, value_name = "ADDR:PORT/PROTO")]
         vip: Vip,
         /// How packets reach the backends [default: dsr]
