@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    lab::{Arms, Ebb, Family, Lab, Plan, Replies},
+    lab::{Arms, Decap, Ebb, Family, Lab, Plan, Replies},
     traffic::{Client, Conversation, Group, Server, Tally, Transport},
     wait::wait_until,
 };
@@ -77,6 +77,8 @@ impl Setting {
 pub struct Scene {
     /// What was set.
     pub setting: Setting,
+    /// The backends' ends of the tunnels.
+    _decaps: Vec<Decap>,
     /// The client.
     pub client: Client,
     /// One server on each backend, called `b0`, `b1`, … as the backend; none listens anywhere at first.
@@ -107,9 +109,11 @@ impl Scene {
             Some(program) => Server::start_apart(program, host, &format!("b{index}")),
         });
         let servers = servers.collect::<Result<_>>()?;
+        let tunnels = if setting.forward == Forward::Tunnel { lab.backends.len() } else { 0 };
+        let decaps = (0..tunnels).map(|index| Decap::start(&lab, index)).collect::<Result<_>>()?;
         let client = Client::start(&lab)?;
         let ebb = Ebb::start_with(&lab, run_arguments)?;
-        Ok(Self { setting, client, servers, ebb, lab })
+        Ok(Self { setting, _decaps: decaps, client, servers, ebb, lab })
     }
 
     /// [`Scene::set`], then [`Scene::add_web`] with all backends.

@@ -13,7 +13,8 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
-    Lab, Namespace,
+    Lab, Namespace, flow_table,
+    run::LABEL_VARIABLE,
     status::{Backend, Status},
     sys,
 };
@@ -28,6 +29,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Ebb {
     program: PathBuf,
+    label: String,
     namespace: Namespace,
     directory: PathBuf,
     pin_path: PathBuf,
@@ -80,6 +82,7 @@ impl Ebb {
         run_arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         Ok(Self {
             program: program()?,
+            label: lab.label().to_owned(),
             namespace: lab.balancer.clone(),
             directory: lab.directory().to_owned(),
             pin_path: lab.pin_path(),
@@ -169,6 +172,11 @@ impl Ebb {
         found.with_context(|| format!("last seen: {last:?}"))
     }
 
+    /// Wipes the flow table through its pinned map, behind the back of daemon and packet path.
+    pub fn wipe_flow_table(&self) -> Result<()> {
+        flow_table::wipe(&self.pin_path)
+    }
+
     /// The daemon's process number.
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
@@ -191,7 +199,7 @@ impl Ebb {
 
     fn command(&self, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<Command> {
         let mut command = self.namespace.command(&self.program)?;
-        command.args(arguments).env("EBB_SOCKET", self.socket());
+        command.args(arguments).env("EBB_SOCKET", self.socket()).env(LABEL_VARIABLE, &self.label);
         Ok(command)
     }
 
@@ -280,7 +288,7 @@ impl Drop for Background {
 }
 
 /// Finds the program to test: `EBB_BIN`, or the one built beside the running test or demo.
-fn program() -> Result<PathBuf> {
+pub(super) fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("EBB_BIN") {
         let path = PathBuf::from(path);
         ensure!(path.is_file(), "EBB_BIN names {}, which is not there", path.display());

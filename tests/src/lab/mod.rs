@@ -2,7 +2,9 @@
 //!
 //! See tests/README.md for the topology.
 
+mod decap;
 mod ebb;
+mod flow_table;
 mod netns;
 mod plan;
 mod run;
@@ -20,6 +22,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 pub use self::{
+    decap::Decap,
     ebb::{Background, Ebb, Output},
     netns::Namespace,
     plan::{Arms, FAMILIES, Family, Plan, Replies},
@@ -90,6 +93,11 @@ impl Lab {
     pub fn bounce(&self, vip: IpAddr, backend: usize) -> Result<Attached> {
         let (from, to) = (Plan::balancer_mac(), Plan::backend_mac(backend));
         Ok(self.balancer.run(|| xdp::attach_bounce("eth0", vip, from, to))??)
+    }
+
+    /// The value of [`run::LABEL_VARIABLE`] for this lab's processes.
+    fn label(&self) -> &str {
+        &self.names.0.label
     }
 
     /// Where this lab's daemon pins its maps.

@@ -19,6 +19,9 @@ use super::{netns::Namespace, sys};
 const RUNS: &str = "/run/ebb-lab";
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// In the environment of every daemon, so that it can be told from a stranger that has got its process number.
+pub(crate) const LABEL_VARIABLE: &str = "EBB_LAB";
+
 /// This process's run. Its directory is there while it has labs.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -37,7 +40,7 @@ struct State {
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     /// `PID-N`: unique while the run lives.
-    label: String,
+    pub(crate) label: String,
     /// Directory for sockets, state and logs.
     pub(crate) directory: PathBuf,
 }
@@ -159,7 +162,7 @@ fn remove_labelled(label: &str, directory: &Path) {
 
 /// Kills the daemons whose process numbers the lab wrote down, if they still are what they were.
 fn stop_daemons(label: &str, directory: &Path) {
-    let mark = format!("ebb-test-{label}");
+    let mark = format!("{LABEL_VARIABLE}={label}");
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_none_or(|extension| extension != "pid") {
@@ -168,9 +171,8 @@ fn stop_daemons(label: &str, directory: &Path) {
         let Some(pid) = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()) else {
             continue;
         };
-        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut arguments = command_line.split(|byte| *byte == 0);
-        if arguments.any(|argument| argument.ends_with(mark.as_bytes())) {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()) {
             let _ = sys::signal(pid, libc::SIGKILL);
         }
     }

@@ -164,6 +164,43 @@ pub(crate) unsafe fn bpf(command: u32, argument: &mut BpfArgument) -> io::Result
     Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
+/// Opens the map pinned at `path`.
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    const OBJ_GET: u32 = 7;
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut argument = BpfArgument::new();
+    argument.put_pointer(0, path.as_ptr());
+    // SAFETY: the path is NUL-terminated and lives across the call.
+    unsafe { bpf(OBJ_GET, &mut argument) }
+}
+
+/// A map's value size in bytes and its number of entries, as /proc tells them.
+pub(crate) fn map_size(map: &OwnedFd) -> io::Result<(usize, usize)> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| value.trim().parse().ok()).ok_or(io::ErrorKind::InvalidData)
+    };
+    Ok((field("value_size:")?, field("max_entries:")?))
+}
+
+/// Zeroes the first `len` bytes of an array map that may be mapped into memory.
+pub(crate) fn zero_mapped(map: &OwnedFd, len: usize) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice; nothing else refers to it.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `len` bytes are mapped and writable, and unmapped only after their last use. That the packet
+    // path reads and writes them meanwhile is the point; no Rust reference to them exists.
+    unsafe {
+        mapped.cast::<u8>().write_bytes(0, len);
+        libc::munmap(mapped, len);
+    }
+    Ok(())
+}
+
 /// The index of `device` in the calling thread's namespace.
 pub(crate) fn interface_index(device: &str) -> io::Result<u32> {
     let name = CString::new(device)?;
