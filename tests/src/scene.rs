@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    lab::{Arms, Decap, Ebb, Family, Lab, Plan, Replies},
+    lab::{Arms, Ebb, Family, Lab, Plan, Program, Replies},
     traffic::{Client, Conversation, Group, Server, Tally, Transport},
     wait::wait_until,
 };
@@ -78,7 +78,7 @@ pub struct Scene {
     /// What was set.
     pub setting: Setting,
     /// The backends' ends of the tunnels.
-    _decaps: Vec<Decap>,
+    _decaps: Vec<Program>,
     /// The client.
     pub client: Client,
     /// One server on each backend, called `b0`, `b1`, … as the backend; none listens anywhere at first.
@@ -110,7 +110,7 @@ impl Scene {
         });
         let servers = servers.collect::<Result<_>>()?;
         let tunnels = if setting.forward == Forward::Tunnel { lab.backends.len() } else { 0 };
-        let decaps = (0..tunnels).map(|index| Decap::start(&lab, index)).collect::<Result<_>>()?;
+        let decaps = (0..tunnels).map(|index| Program::start_decap(&lab, index)).collect::<Result<_>>()?;
         let client = Client::start(&lab)?;
         let ebb = Ebb::start_with(&lab, run_arguments)?;
         Ok(Self { setting, _decaps: decaps, client, servers, ebb, lab })

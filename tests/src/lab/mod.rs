@@ -2,11 +2,11 @@
 //!
 //! See tests/README.md for the topology.
 
-mod decap;
 mod ebb;
 mod flow_table;
 mod netns;
 mod plan;
+mod program;
 mod run;
 mod status;
 mod sys;
@@ -22,10 +22,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 pub use self::{
-    decap::Decap,
     ebb::{Background, Ebb, Output},
     netns::Namespace,
     plan::{Arms, FAMILIES, Family, Plan, Replies},
+    program::{Program, run as run_program},
     status::{Backend, Datapath, Drain, Flows, Interface, LastDrain, Service, Status},
     xdp::Attached,
 };
