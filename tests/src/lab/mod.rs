@@ -111,6 +111,13 @@ pub(crate) fn raise_file_limit() -> Result<()> {
     sys::raise_file_limit().map(drop).context("raise the limit on open files")
 }
 
+/// Closes a connection by an RST.
+pub(crate) fn abort(socket: std::net::TcpStream) -> Result<()> {
+    sys::reset_on_close(&socket)?;
+    drop(socket);
+    Ok(())
+}
+
 /// Runs `ip -batch` with `script` in a namespace, or in the process's own.
 pub fn ip(namespace: Option<&Namespace>, script: &str) -> Result<()> {
     let mut command = Command::new("ip");

@@ -68,6 +68,17 @@ pub(crate) fn ensure_bpffs() -> io::Result<()> {
     check(unsafe { libc::mount(c"bpf".as_ptr(), place.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) }).map(drop)
 }
 
+/// Makes closing `socket` send an RST instead of a FIN (SO_LINGER with no time).
+pub(crate) fn reset_on_close(socket: &std::net::TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let len = size_of_val(&linger) as libc::socklen_t;
+    // SAFETY: the option's value lives across the call, with its true length.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), len)
+    };
+    check(result).map(drop)
+}
+
 /// Takes the file's exclusive lock, or says `false` when another process holds it.
 pub(crate) fn try_lock(file: &std::fs::File) -> io::Result<bool> {
     // SAFETY: the descriptor is valid; no memory is passed.

@@ -16,3 +16,8 @@ pub use self::{
     server::{Server, Transport},
     wire::Name,
 };
+
+/// Closes a connection by an RST, as a program does that dies or gives up.
+pub fn abort(socket: std::net::TcpStream) -> anyhow::Result<()> {
+    crate::lab::abort(socket)
+}
