@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     account::{Connection, End, Tally},
-    datagrams::{self, DatagramGroup},
+    datagrams::{self, DatagramGroup, Stream},
     host::Host,
     wire::{HEADER_LEN, NAME_LEN, Name, frame, please_close, step},
 };
@@ -149,7 +149,12 @@ impl Client {
 
     /// Starts `count` datagram flows to `target`, each sending every `pause` until told to finish.
     pub fn datagrams(&self, target: SocketAddr, count: usize, pause: Duration) -> DatagramGroup {
-        datagrams::start(&self.host, &self.sources, target, count, pause)
+        self.datagrams_of(datagrams::SHORT, target, count, pause)
+    }
+
+    /// [`Client::datagrams`] with a payload of `len` bytes; more than the MTU makes fragments.
+    pub fn datagrams_of(&self, len: usize, target: SocketAddr, count: usize, pause: Duration) -> DatagramGroup {
+        datagrams::start(&self.host, &self.sources, Stream { target, payload_len: len, pause }, count)
     }
 
     fn share(&self, plan: Conversation) -> Arc<Shared> {

@@ -24,7 +24,16 @@ use crate::wait::wait_until;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-const PAYLOAD_LEN: usize = 64;
+/// The usual payload, in bytes.
+pub(super) const SHORT: usize = 64;
+
+/// What each flow of a group does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stream {
+    pub(super) target: SocketAddr,
+    pub(super) payload_len: usize,
+    pub(super) pause: Duration,
+}
 
 /// Datagram flows of one kind and their accounts. They end when it is dropped.
 #[derive(Debug)]
@@ -50,22 +59,16 @@ impl DatagramGroup {
     }
 }
 
-pub(super) fn start(
-    host: &Host,
-    sources: &Arc<[IpAddr]>,
-    target: SocketAddr,
-    count: usize,
-    pause: Duration,
-) -> DatagramGroup {
+pub(super) fn start(host: &Host, sources: &Arc<[IpAddr]>, stream: Stream, count: usize) -> DatagramGroup {
     let begun = Instant::now();
     let line = DatagramFlow { local: None, sent: 0, answered: 0, lost: 0, wrong: 0, servers: Vec::new(), begun };
     let group = DatagramGroup { book: Arc::new(Mutex::new(vec![line; count])), finish: watch::Sender::new(false) };
     for number in 0..count {
-        let flow = Flow { number, book: Arc::clone(&group.book), sources: Arc::clone(sources), target };
+        let flow = Flow { number, book: Arc::clone(&group.book), sources: Arc::clone(sources), stream };
         let told = group.finish.subscribe();
         host.spawn(async move {
             // A socket that cannot be opened shows as a flow without answers.
-            let _ = flow.run(pause, told).await;
+            let _ = flow.run(told).await;
         });
     }
     group
@@ -75,27 +78,27 @@ struct Flow {
     number: usize,
     book: Arc<Mutex<Vec<DatagramFlow>>>,
     sources: Arc<[IpAddr]>,
-    target: SocketAddr,
+    stream: Stream,
 }
 
 impl Flow {
-    async fn run(&self, pause: Duration, mut told: watch::Receiver<bool>) -> io::Result<()> {
-        let source = source(&self.sources, self.target, self.number as u64)?;
+    async fn run(&self, mut told: watch::Receiver<bool>) -> io::Result<()> {
+        let source = source(&self.sources, self.stream.target, self.number as u64)?;
         let socket = UdpSocket::bind(SocketAddr::new(source, 0)).await?;
-        socket.connect(self.target).await?;
+        socket.connect(self.stream.target).await?;
         self.change(|flow| flow.local = socket.local_addr().ok());
         for sequence in 0.. {
             self.exchange(&socket, sequence).await;
             tokio::select! {
                 _ = told.wait_for(|finish| *finish) => break,
-                () = sleep(pause) => {}
+                () = sleep(self.stream.pause) => {}
             }
         }
         Ok(())
     }
 
     async fn exchange(&self, socket: &UdpSocket, sequence: u32) {
-        let request = frame(self.number as u64, sequence, PAYLOAD_LEN);
+        let request = frame(self.number as u64, sequence, self.stream.payload_len);
         self.change(|flow| flow.sent += 1);
         // Errors are left over from ICMP about earlier datagrams; a lost answer is what counts.
         let _ = socket.send(&request).await;
