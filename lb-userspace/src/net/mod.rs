@@ -1,0 +1,3 @@
+//! The network as the kernel tells it over netlink. Never by `/sys/class/net`, which may show another namespace.
+
+pub mod links;
