@@ -6,7 +6,31 @@
 //! **Invariant:** a packet belongs to a flow, a flow to a {backend slot, generation}. A slot is reused only under a higher
 //! generation, so no packet of an old flow can reach the slot's new holder.
 
+mod attach;
+pub mod clock;
+mod ebpf;
+mod error;
+mod flows;
+mod log;
+mod maps;
+mod mmap;
 pub mod object;
+mod ops;
+mod pins;
+mod program;
+mod reset;
+mod ring_store;
+mod rows;
+mod sys;
+mod unload;
+mod vips;
+
+pub use attach::Mode;
+pub use ebpf::{EbpfDatapath, Options};
+pub use error::OpenError;
+pub use log::ProgramLog;
+pub use pins::default_pin_path;
+pub use unload::{Unloaded, unload};
 
 use std::{
     net::{IpAddr, SocketAddr},

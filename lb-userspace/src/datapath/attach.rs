@@ -1,0 +1,254 @@
+//! Attaching the program to interfaces, and taking over what an earlier daemon attached.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use super::{
+    InterfaceInfo,
+    error::{OpenError, While as _},
+    pins::{PinnedLink, Pins},
+    program::Undo,
+    sys,
+};
+use crate::net::links::{Link, XdpMode};
+
+/// `XDP_FLAGS_SKB_MODE`.
+const GENERIC: u32 = 1 << 1;
+/// `XDP_FLAGS_DRV_MODE`.
+const NATIVE: u32 = 1 << 2;
+
+/// Which mode is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Native, or where the driver refuses it generic, with a warning.
+    #[default]
+    Auto,
+    /// Native or nothing.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+impl Mode {
+    fn first(self) -> XdpMode {
+        match self {
+            Self::Auto | Self::Native => XdpMode::Native,
+            Self::Generic => XdpMode::Generic,
+        }
+    }
+
+    fn allows(self, mode: XdpMode) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Native => mode == XdpMode::Native,
+            Self::Generic => mode == XdpMode::Generic,
+        }
+    }
+}
+
+/// The program on one interface.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) info: InterfaceInfo,
+    /// The pin keeps the link too; without this, `ebb unload` beside a running daemon would have to be guessed from
+    /// missing pins.
+    _link: OwnedFd,
+}
+
+/// Interfaces to attach to, and what an earlier daemon left.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// In the order they were named; those of an earlier daemon when none was named.
+    targets: Vec<(Link, Option<PinnedLink>)>,
+    /// Attached before and not wanted any more.
+    unwanted: Vec<PinnedLink>,
+}
+
+/// Decides what is to be attached, without changing anything.
+pub(crate) fn plan(pins: &Pins, names: &[String], known: &[Link]) -> Result<Plan, OpenError> {
+    let mut pinned = pins.links()?;
+    for link in &pinned {
+        // A link's interface index means something in its own network namespace only.
+        let here = known.iter().find(|known| known.index == link.ifindex);
+        if here.and_then(|here| here.xdp).is_none_or(|(_, program)| program != link.program) {
+            return Err(OpenError::ForeignNamespace { path: pins.path().into() });
+        }
+    }
+    let mut targets = Vec::new();
+    if names.is_empty() {
+        for link in std::mem::take(&mut pinned) {
+            targets.extend(known.iter().find(|known| known.index == link.ifindex).cloned().zip(Some(Some(link))));
+        }
+    }
+    for name in names {
+        let link = find(known, name)?;
+        if targets.iter().any(|(target, _)| target.index == link.index) {
+            continue;
+        }
+        let before = pinned.iter().position(|pinned| pinned.ifindex == link.index).map(|at| pinned.swap_remove(at));
+        if let (Some((_, program)), None) = (link.xdp, &before) {
+            return Err(OpenError::Occupied { interface: name.clone(), program });
+        }
+        targets.push((link.clone(), before));
+    }
+    if targets.is_empty() {
+        return Err(OpenError::NoInterfaces);
+    }
+    Ok(Plan { targets, unwanted: pinned })
+}
+
+/// An interface by its name.
+pub(crate) fn find<'a>(known: &'a [Link], name: &str) -> Result<&'a Link, OpenError> {
+    known.iter().find(|link| link.name == name).ok_or_else(|| {
+        let mut names: Vec<&str> = known.iter().map(|link| link.name.as_str()).collect();
+        names.sort_unstable();
+        OpenError::NoInterface { name: name.to_owned(), known: names.join(", ") }
+    })
+}
+
+impl Plan {
+    /// Attaches where nothing is yet, then replaces the program where an earlier one is: from the first such step on,
+    /// nothing that can be foreseen fails.
+    pub(crate) fn carry_out(
+        self,
+        pins: &Pins,
+        program: BorrowedFd<'_>,
+        mode: Mode,
+        undo: &mut Undo,
+    ) -> Result<Vec<Attachment>, OpenError> {
+        let mut new = Vec::new();
+        for (link, before) in &self.targets {
+            if before.is_none() {
+                let (xdp, fd) = attach(program, link, mode)?;
+                let path = pins.of_link(link.index);
+                sys::pin(fd.as_fd(), &path).opening(|| format!("cannot pin {}", path.display()))?;
+                undo.add(path);
+                new.push((link.index, xdp, fd));
+            }
+        }
+        let mut attached = Vec::new();
+        for (link, before) in self.targets {
+            warn_of_traps(&link);
+            let (xdp, fd) = match before {
+                Some(before) => take_over(pins, program, &link, before, mode)?,
+                None => match new.iter().position(|(index, _, _)| *index == link.index) {
+                    Some(at) => {
+                        let (_, xdp, fd) = new.swap_remove(at);
+                        (xdp, fd)
+                    }
+                    None => continue,
+                },
+            };
+            let info = InterfaceInfo { name: link.name, ifindex: link.index, mode: xdp.name().to_owned() };
+            attached.push(Attachment { info, _link: fd });
+        }
+        for link in self.unwanted {
+            tracing::info!("detaching from interface {}, which is no longer named", link.ifindex);
+            remove_link(&link)?;
+        }
+        Ok(attached)
+    }
+}
+
+/// Detaches a link's program and removes its pin, in this order: a pin without a program is found again, a program without
+/// a pin is not.
+pub(crate) fn remove_link(link: &PinnedLink) -> Result<(), OpenError> {
+    sys::detach_link(link.link.as_fd()).opening(|| format!("cannot detach from interface {}", link.ifindex))?;
+    fs::remove_file(&link.path).opening(|| format!("cannot remove {}", link.path.display()))
+}
+
+fn attach(program: BorrowedFd<'_>, link: &Link, mode: Mode) -> Result<(XdpMode, OwnedFd), OpenError> {
+    let first = mode.first();
+    match attach_as(program, link, first) {
+        Ok(fd) => Ok((first, fd)),
+        Err(error) if mode == Mode::Auto && error.raw_os_error() != Some(libc::EBUSY) => {
+            tracing::warn!(
+                "{} takes no XDP program in its driver ({error}){}: using the slower generic mode",
+                link.name,
+                hint(link)
+            );
+            let fd = attach_as(program, link, XdpMode::Generic)
+                .map_err(|source| attach_error(link, XdpMode::Generic, source))?;
+            Ok((XdpMode::Generic, fd))
+        }
+        Err(error) => Err(attach_error(link, first, error)),
+    }
+}
+
+fn attach_as(program: BorrowedFd<'_>, link: &Link, mode: XdpMode) -> io::Result<OwnedFd> {
+    let flags = match mode {
+        XdpMode::Native => NATIVE,
+        XdpMode::Generic => GENERIC,
+    };
+    sys::attach_xdp(program, link.index, flags)
+}
+
+fn attach_error(link: &Link, mode: XdpMode, source: io::Error) -> OpenError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => OpenError::Privilege,
+        // Somebody was faster than our look at the interface.
+        Some(libc::EBUSY) => OpenError::Occupied { interface: link.name.clone(), program: 0 },
+        _ => OpenError::Attach { interface: link.name.clone(), mode: mode.name(), source, hint: hint(link) },
+    }
+}
+
+fn hint(link: &Link) -> &'static str {
+    if link.is_veth {
+        "; a veth wants an MTU of at most some 3,500 bytes at its other end, and no fewer receive queues than that has \
+         transmit queues"
+    } else {
+        "; --mode generic works with every driver"
+    }
+}
+
+/// Puts the new program behind an earlier daemon's link.
+fn take_over(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    link: &Link,
+    before: PinnedLink,
+    mode: Mode,
+) -> Result<(XdpMode, OwnedFd), OpenError> {
+    let present = link.xdp.map_or(XdpMode::Native, |(mode, _)| mode);
+    sys::update_link(before.link.as_fd(), program)
+        .opening(|| format!("cannot replace the program on {}", link.name))?;
+    if mode.allows(present) {
+        return Ok((present, before.link));
+    }
+    // An interface runs XDP in one mode at a time: there is a moment without.
+    tracing::warn!(
+        "{} changes from {} to {} mode, which interrupts it",
+        link.name,
+        present.name(),
+        mode.first().name()
+    );
+    remove_link(&before)?;
+    let (attached, fd, refusal) = match attach_as(program, link, mode.first()) {
+        Ok(fd) => (mode.first(), fd, None),
+        Err(source) => {
+            let fd = attach_as(program, link, present).map_err(|source| attach_error(link, present, source))?;
+            (present, fd, Some(attach_error(link, mode.first(), source)))
+        }
+    };
+    let path = pins.of_link(link.index);
+    sys::pin(fd.as_fd(), &path).opening(|| format!("cannot pin {}", path.display()))?;
+    match refusal {
+        Some(refusal) => Err(refusal),
+        None => Ok((attached, fd)),
+    }
+}
+
+fn warn_of_traps(link: &Link) {
+    if link.is_veth {
+        tracing::warn!(
+            "{} is a veth: senders on the other ends must complete their checksums (ethtool -K DEV tx off), and every \
+             peer that frames are sent to must itself run an XDP program, or they vanish",
+            link.name
+        );
+    }
+    if !link.up {
+        tracing::warn!("{} is down", link.name);
+    }
+}

@@ -1,0 +1,263 @@
+//! The packet path in the kernel: opened, adopted, owned.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::Ebpf;
+use lb_common::{backend::Backend, flow_table, ring::Published};
+
+use super::{
+    Adopted, AdoptedBackend, BackendSlot, BackendState, InterfaceInfo, Limits,
+    attach::{self, Attachment, Mode},
+    error::{OpenError, While as _},
+    flows::Tally,
+    log::ProgramLog,
+    maps::{Maps, Sizes},
+    pins::{self, Pins},
+    program::{self, Loaded},
+    reset::Resets,
+    ring_store::Rings,
+    rows, sys,
+};
+use crate::net::links;
+
+/// The oldest kernel with all that is used: compare-and-exchange in programs came with 5.12, `bpf_ktime_get_coarse_ns`
+/// with 5.11, inner arrays of different lengths with 5.10; 5.15 is the first long-term one with them.
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+/// How the datapath is to be opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of the interfaces to attach to; empty for those of the last start.
+    pub interfaces: Vec<String>,
+    /// Which XDP mode.
+    pub mode: Mode,
+    /// Flows that the table holds.
+    pub max_flows: u32,
+    /// Backends of all services together.
+    pub max_backends: u32,
+    /// Services.
+    pub max_services: u16,
+    /// Where to pin; its own directory.
+    pub pin_path: PathBuf,
+    /// What the program logs: 0 nothing, 1 errors … 5 everything.
+    pub log_level: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            mode: Mode::Auto,
+            max_flows: 1_000_000,
+            max_backends: 65_536,
+            max_services: 4_096,
+            pin_path: pins::default_pin_path(),
+            log_level: 2,
+        }
+    }
+}
+
+impl Options {
+    fn sizes(&self) -> Result<Sizes, OpenError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(_, source)| OpenError::Refused { action: "cannot count the CPUs".into(), source })?;
+        Ok(Sizes {
+            flow_slots: flow_table::slots_for(self.max_flows.max(1)),
+            backends: self.max_backends.max(1),
+            services: u32::from(self.max_services.max(1)),
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+/// The packet path, as its one owner in user space. Dropping it leaves it forwarding.
+pub struct EbpfDatapath {
+    /// Holds the lock.
+    pub(super) pins: Pins,
+    pub(super) maps: Maps,
+    pub(super) rings: Rings,
+    pub(super) attachments: Vec<Attachment>,
+    pub(super) adopted: Adopted,
+    pub(super) grace: Grace,
+    pub(super) resets: Resets,
+    /// Backend rows freed since the last grace period: packets in flight may still use them.
+    pub(super) unsettled: BTreeSet<u32>,
+    /// Backend rows beyond this one were never used.
+    pub(super) highest_backend: u32,
+    /// Kept from sweep to sweep, for its memory.
+    pub(super) tallies: Vec<Tally>,
+    log: Option<ProgramLog>,
+}
+
+impl EbpfDatapath {
+    /// Loads the program and attaches it, on new maps or on those of an earlier daemon. On an error nothing is changed.
+    pub fn open(options: &Options) -> Result<Self, OpenError> {
+        check_kernel()?;
+        let grace = Grace::new().opening(|| "cannot make a BPF map".into())?;
+        let pins = Pins::open(&options.pin_path)?;
+        let path = pins.path().to_owned();
+        let opened = Self::open_pinned(options, pins, grace);
+        if opened.is_err() && pins::pin_paths(&path).is_ok_and(|pins| pins.is_empty()) {
+            // An empty directory may or may not have been there before; it says nothing either way.
+            let _ = pins::remove_directory(&path);
+        }
+        opened
+    }
+
+    fn open_pinned(options: &Options, pins: Pins, grace: Grace) -> Result<Self, OpenError> {
+        let known = links::list().opening(|| "cannot list the interfaces".into())?;
+        let plan = attach::plan(&pins, &options.interfaces, &known)?;
+        let sizes = options.sizes()?;
+        let Loaded { program, id, mut ebpf, fresh, mut undo } = program::load(&pins, &sizes, options.log_level)?;
+        let maps = Maps::open(&pins, sizes.cpus, fresh)?;
+        let mut datapath = Self {
+            rings: Rings::default(),
+            attachments: Vec::new(),
+            adopted: Adopted::default(),
+            grace,
+            resets: Resets::default(),
+            unsettled: BTreeSet::new(),
+            highest_backend: 0,
+            tallies: Vec::new(),
+            log: take_log(&mut ebpf),
+            maps,
+            pins,
+        };
+        if !fresh {
+            datapath.adopt_rows()?;
+        }
+        let program = program.as_fd();
+        datapath.attachments = plan.carry_out(&datapath.pins, program, options.mode, &mut undo)?;
+        datapath.pins.replace(pins::PROGRAM, program)?;
+        undo.keep();
+        tracing::debug!("program {id} attached, maps {}", if fresh { "new" } else { "adopted" });
+        Ok(datapath)
+    }
+
+    /// Finds the rows and rings of an earlier daemon.
+    fn adopt_rows(&mut self) -> Result<(), OpenError> {
+        for slot in 0..self.maps.services.rows() {
+            let Some(row) = self.maps.services.read(slot) else { continue };
+            if let (Some(published), Ok(service)) = (Published::unpack(row.ring), u16::try_from(slot)) {
+                let adopted = self.rings.adopt(self.maps.rings.as_fd(), service, published);
+                adopted.opening(|| format!("cannot take over the ring of service row {slot}"))?;
+            }
+        }
+        for slot in 0..self.maps.backends.rows() {
+            let Some(row) = self.maps.backends.read(slot) else { continue };
+            let state = rows::state_of(&row);
+            if state != BackendState::Free || row.generation > 0 {
+                self.highest_backend = slot;
+                self.adopted.backends.push(adopted_backend(slot, &row, state));
+            }
+        }
+        self.adopted.flow_table_kept = true;
+        self.adopted.rows_kept = true;
+        Ok(())
+    }
+
+    /// The program's log of rare events, to be read by a task; once.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
+    }
+
+    /// Where the pins are.
+    pub fn pin_path(&self) -> &std::path::Path {
+        self.pins.path()
+    }
+
+    pub(super) fn row_limits(&self) -> Limits {
+        Limits {
+            services: u16::try_from(self.maps.services.rows()).unwrap_or(u16::MAX),
+            backends: self.maps.backends.rows(),
+        }
+    }
+
+    pub(super) fn attached(&self) -> Vec<InterfaceInfo> {
+        self.attachments.iter().map(|attachment| attachment.info.clone()).collect()
+    }
+}
+
+impl std::fmt::Debug for EbpfDatapath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not all of it: the flow table's secrets belong in no log.
+        f.debug_struct("EbpfDatapath")
+            .field("pins", &self.pins.path())
+            .field("interfaces", &self.attached())
+            .finish_non_exhaustive()
+    }
+}
+
+fn adopted_backend(slot: u32, row: &Backend, state: BackendState) -> AdoptedBackend {
+    let has_deadline = row.deadline_ns != lb_common::backend::NO_DEADLINE && state != BackendState::Free;
+    AdoptedBackend {
+        slot: BackendSlot(slot),
+        generation: row.generation,
+        state,
+        deadline_ns: has_deadline.then_some(row.deadline_ns),
+    }
+}
+
+fn take_log(ebpf: &mut Ebpf) -> Option<ProgramLog> {
+    match ProgramLog::take(ebpf) {
+        Ok(log) => Some(log),
+        Err(error) => {
+            // A program built without a log call has none.
+            tracing::warn!("the XDP program's log cannot be read ({error}): its rare events are counted, not told");
+            None
+        }
+    }
+}
+
+/// Refuses kernels that lack something, before they do so less clearly.
+fn check_kernel() -> Result<(), OpenError> {
+    let found = kernel_release().opening(|| "cannot tell the kernel's version".into())?;
+    let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST_KERNEL { Err(OpenError::Kernel { found, needed: "5.15" }) } else { Ok(()) }
+}
+
+fn kernel_release() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map(|release| release.trim().to_owned())
+}
+
+/// Waits for packets in flight.
+#[derive(Debug)]
+pub(super) struct Grace {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl Grace {
+    fn new() -> io::Result<Self> {
+        let array = sys::MapSpec {
+            name: "ebb_grace",
+            map_type: sys::ARRAY,
+            value_size: 8,
+            max_entries: 1,
+            flags: 0,
+            inner: None,
+        };
+        let inner = sys::create_map(array)?;
+        let outer = sys::create_map(sys::MapSpec {
+            map_type: sys::ARRAY_OF_MAPS,
+            value_size: 4,
+            inner: Some(inner.as_fd()),
+            ..array
+        })?;
+        Ok(Self { outer, inner })
+    }
+
+    /// Returns when every program run that was under way at the call has ended.
+    ///
+    /// A change of an array of maps makes the kernel wait for that (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c
+    /// calls `synchronize_rcu`, and XDP programs run in an RCU read-side section); the map is this process's own.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        sys::set_inner_map(self.outer.as_fd(), 0, self.inner.as_fd())
+    }
+}

@@ -1,0 +1,205 @@
+//! Scans of the whole table: counting, ageing, purging, listing, marking flows cut.
+
+use lb_common::{
+    flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag},
+    flow_table::Entry as _,
+    time,
+};
+
+use super::{Facts, Slot, Table, phase_of};
+
+/// An entry that has been dying for longer lost whoever took it out: a daemon killed on the way.
+const STUCK_TICKS: u32 = time::duration_ticks(5_000_000_000);
+/// Attempts at changing an entry that packets keep touching.
+const ATTEMPTS: u32 = 16;
+
+/// One backend's flows of its present generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) opening: u64,
+    pub(crate) established: u64,
+    pub(crate) half_closed: u64,
+    pub(crate) closing: u64,
+    pub(crate) cut: u64,
+    pub(crate) provisional: u64,
+    /// Age in ticks of the oldest live flow.
+    pub(crate) oldest_age: u32,
+}
+
+impl Tally {
+    /// Flows that a drain waits for.
+    pub(crate) fn live(&self) -> u64 {
+        self.opening + self.established + self.half_closed
+    }
+
+    /// Nothing to tell.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn count(&mut self, phase: Phase, age: u32) {
+        let counter = match phase {
+            Phase::Opening => &mut self.opening,
+            Phase::Established => &mut self.established,
+            Phase::HalfClosed => &mut self.half_closed,
+            Phase::Closing => &mut self.closing,
+            Phase::Cut => &mut self.cut,
+            Phase::Provisional => &mut self.provisional,
+            Phase::Dead => return,
+        };
+        *counter += 1;
+        if phase.is_live() {
+            self.oldest_age = self.oldest_age.max(age);
+        }
+    }
+}
+
+/// What marking flows cut found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CutList {
+    /// Connections now marked.
+    pub(crate) marked: Vec<u32>,
+    /// Datagram flows taken out, to be steered anew.
+    pub(crate) resteered: u64,
+    /// Live flows whose own moment is still ahead.
+    pub(crate) remaining: u64,
+}
+
+/// One look at the table.
+pub(crate) struct Scan<'a> {
+    pub(crate) table: Table<'a>,
+    pub(crate) facts: &'a Facts,
+    /// The coarse clock.
+    pub(crate) now_ns: u64,
+}
+
+impl<'a> Scan<'a> {
+    fn now(&self) -> u32 {
+        time::ticks(self.now_ns)
+    }
+
+    /// Linked entries.
+    fn linked(&self) -> impl Iterator<Item = (u32, Slot<'a>, Meta, FlowEntry)> {
+        self.table.view.iter().filter_map(|(index, entry)| {
+            let meta = entry.meta();
+            if meta.life() != Life::Linked {
+                return None;
+            }
+            entry.snapshot(meta).map(|flow| (index, entry, meta, flow))
+        })
+    }
+
+    /// Linked entries of one generation of a backend.
+    fn of(&self, backend: u32, generation: u32) -> impl Iterator<Item = (u32, Slot<'a>, Meta, FlowEntry)> {
+        self.linked().filter(move |(_, _, _, flow)| flow.backend == backend && flow.generation == generation)
+    }
+
+    /// Counts all flows by backend slot, and reclaims what is dead. `tallies` has a place for each backend slot.
+    pub(crate) fn sweep(&self, tallies: &mut [Tally]) {
+        let now = self.now();
+        for (index, entry) in self.table.view.iter() {
+            let meta = entry.meta();
+            match meta.life() {
+                Life::Linked => {
+                    if let Some(flow) = entry.snapshot(meta) {
+                        self.sweep_flow(index, entry, meta, &flow, tallies);
+                    }
+                }
+                Life::Dying if time::age(now, meta.last_seen()) > STUCK_TICKS => {
+                    self.table.finish(index, entry);
+                }
+                Life::Free | Life::Claimed | Life::Dying => {}
+            }
+        }
+    }
+
+    fn sweep_flow(&self, index: u32, entry: Slot<'a>, meta: Meta, flow: &FlowEntry, tallies: &mut [Tally]) {
+        let now = self.now();
+        let current = self.facts.is_current(flow.backend, flow.generation);
+        let phase = phase_of(self.facts, flow, meta, now);
+        // A flow whose backend is gone has nowhere to go; one that was cut is remembered for what is still said on it.
+        if phase == Phase::Dead || (!current && phase != Phase::Cut) {
+            self.table.take_out(index, entry, meta, now);
+        } else if current && let Some(tally) = tallies.get_mut(flow.backend as usize) {
+            tally.count(phase, time::age(now, flow.started));
+        }
+    }
+
+    /// Frees every entry of one generation of a backend; returns how many.
+    pub(crate) fn purge(&self, backend: u32, generation: u32) -> u64 {
+        let mut freed = 0;
+        for (index, entry, mut meta, _) in self.of(backend, generation) {
+            let version = meta.version();
+            for _ in 0..ATTEMPTS {
+                if self.table.take_out(index, entry, meta, self.now()) {
+                    freed += 1;
+                    break;
+                }
+                meta = entry.meta();
+                if meta.version() != version || meta.life() != Life::Linked {
+                    break;
+                }
+            }
+        }
+        freed
+    }
+
+    /// Ends the live flows of one generation of a backend for which `due` says so (it is given the flow's share of the
+    /// cut window and its latest tick): connections are marked cut, datagram flows taken out.
+    pub(crate) fn mark_cut(&self, backend: u32, generation: u32, due: impl Fn(u16, u32) -> bool) -> CutList {
+        let mut list = CutList::default();
+        for (index, entry, meta, flow) in self.of(backend, generation) {
+            if !phase_of(self.facts, &flow, meta, self.now()).is_live() {
+                continue;
+            }
+            let key = FlowKey { client: flow.client, port_service: flow.port_service };
+            if !due(self.table.share(&key), meta.last_seen()) {
+                list.remaining += 1;
+            } else if meta.any(flow_flag::DATAGRAM) {
+                list.resteered += u64::from(self.table.take_out(index, entry, meta, self.now()));
+            } else if self.mark_one(entry, meta) {
+                list.marked.push(index);
+            } else if entry.meta().version() == meta.version() {
+                // Packets won every attempt; the next call gets it.
+                list.remaining += 1;
+            }
+        }
+        list
+    }
+
+    fn mark_one(&self, entry: Slot<'_>, mut seen: Meta) -> bool {
+        let version = seen.version();
+        for _ in 0..ATTEMPTS {
+            let was = entry.swap_meta(seen, seen.with(flow_flag::CUT, 0, self.now()));
+            if was == seen {
+                return true;
+            }
+            if was.version() != version || was.life() != Life::Linked {
+                return false;
+            }
+            seen = was;
+        }
+        false
+    }
+
+    /// A flow by its index, as long as it is one.
+    pub(crate) fn flow(&self, index: u32) -> Option<(Meta, FlowEntry)> {
+        use lb_common::flow_table::Entries as _;
+        let entry = self.table.view.at(index)?;
+        let meta = entry.meta();
+        if meta.life() != Life::Linked {
+            return None;
+        }
+        entry.snapshot(meta).map(|flow| (meta, flow))
+    }
+
+    /// Flows of current generations that `wanted` accepts, with their phases, at most `limit`.
+    pub(crate) fn list(&self, limit: usize, wanted: impl Fn(&FlowEntry) -> bool) -> Vec<(Meta, FlowEntry, Phase)> {
+        self.linked()
+            .filter(|(_, _, _, flow)| wanted(flow) && self.facts.is_current(flow.backend, flow.generation))
+            .map(|(_, _, meta, flow)| (meta, flow, phase_of(self.facts, &flow, meta, self.now())))
+            .filter(|(_, _, phase)| phase.is_live() || *phase == Phase::Closing)
+            .take(limit)
+            .collect()
+    }
+}

@@ -1,0 +1,269 @@
+//! The daemon's side of the flow table, on ordinary memory and beside threads that play packets.
+
+use std::{net::Ipv4Addr, thread};
+
+use lb_common::{
+    addr::Addr,
+    flow::{CUT_TICKS, OPENING_TICKS, flow_flag as ff},
+    flow_table::{Insert, Lookup, claim_emptiest, claim_near, insert, lookup},
+    hash,
+};
+
+use super::*;
+
+const SECOND_NS: u64 = 1_000_000_000;
+const NOW_NS: u64 = 1_000 * SECOND_NS;
+const SERVICE: u16 = 3;
+
+struct Memory {
+    words: Vec<AtomicU64>,
+    geometry: Geometry,
+    keys: [u64; TABLE_KEYS],
+}
+
+impl Memory {
+    fn new(slots: u32) -> Self {
+        Self {
+            words: (0..slots as usize * WORDS).map(|_| AtomicU64::new(0)).collect(),
+            geometry: Geometry { slots, secret: 77 },
+            keys: std::array::from_fn(|i| hash::mix(i as u64 + 5)),
+        }
+    }
+
+    fn table(&self) -> Table<'_> {
+        Table { view: View::new(&self.words), geometry: self.geometry, keys: &self.keys }
+    }
+
+    fn home(&self, key: &FlowKey) -> u32 {
+        self.geometry.home(key.hash(&self.keys))
+    }
+
+    fn lookup(&self, key: &FlowKey) -> Lookup {
+        lookup(self.table().view, self.geometry, self.home(key), key, 0, ff::CANDIDATE)
+    }
+
+    /// Adds a flow as the packet path does.
+    fn add(&self, n: u32, backend: u32, generation: u32, flags: u16, seen_ns: u64) -> Option<u32> {
+        let key = key(n);
+        let view = self.table().view;
+        let home = self.home(&key);
+        let now = time::ticks(seen_ns);
+        let init = FlowInit { backend, generation, now, flags, client_seq: n, client_ack: n, peer: 0, nat_port: 0 };
+        for _ in 0..100 {
+            let hop = match self.lookup(&key) {
+                Lookup::Found { .. } => return None,
+                Lookup::Missing { hop } => hop,
+            };
+            let index = claim_near(view, home, now).or_else(|| claim_emptiest(view, self.geometry, home, now))?;
+            match insert(view, self.geometry, home, hop, index, (&key, &init), None) {
+                Insert::Done => return Some(index),
+                Insert::Raced => {}
+                Insert::Crowded => return None,
+            }
+        }
+        None
+    }
+
+    fn in_use(&self) -> usize {
+        self.table().view.iter().filter(|(_, e)| e.meta().life() != Life::Free).count()
+    }
+
+    fn linked_places(&self) -> u32 {
+        self.table().view.iter().map(|(_, e)| (e.hop() & ((1 << 48) - 1)).count_ones()).sum()
+    }
+}
+
+fn key(n: u32) -> FlowKey {
+    FlowKey::new(Addr::from(std::net::IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n / 1000))), (n % 1000) as u16, SERVICE)
+}
+
+/// One service with an idle timeout of 350 s; backends 0 to 3 of generation 1, of which 3 is free.
+fn facts() -> Facts {
+    let mut service: Service = bytemuck::Zeroable::zeroed();
+    let unused = service;
+    service.protocol = 6;
+    service.idle_ticks = time::duration_ticks(350 * SECOND_NS);
+    service.fin_quiet_ticks = time::duration_ticks(SECOND_NS);
+    let backends = [
+        (1, Some(BackendState::Active)),
+        (1, Some(BackendState::Draining)),
+        (1, Some(BackendState::Active)),
+        (1, Some(BackendState::Free)),
+    ];
+    Facts::new([unused, unused, unused, service].into_iter(), backends.into_iter())
+}
+
+fn sweep(memory: &Memory, facts: &Facts, now_ns: u64) -> Vec<Tally> {
+    let mut tallies = vec![Tally::default(); 4];
+    Scan { table: memory.table(), facts, now_ns }.sweep(&mut tallies);
+    tallies
+}
+
+#[test]
+fn a_sweep_counts_by_phase_and_reclaims_the_dead() {
+    let memory = Memory::new(1024);
+    let old = NOW_NS - 400 * SECOND_NS;
+    let ago = |s: u64| NOW_NS - s * SECOND_NS;
+    for (n, (backend, generation, flags, seen)) in [
+        (0, 1, 0, ago(1)),
+        (0, 1, ff::ESTABLISHED, ago(200)),
+        (0, 1, ff::ESTABLISHED | ff::BOTH_WAYS | ff::CLIENT_FIN, ago(9)),
+        (0, 1, ff::ESTABLISHED | ff::CLIENT_FIN, ago(9)),
+        (0, 1, ff::ESTABLISHED | ff::CUT, ago(50)),
+        (0, 1, ff::PROVISIONAL, ago(2)),
+        (1, 1, ff::ESTABLISHED, ago(3)),
+        // Dead: idle, expired, of an earlier generation, of a free row, of a row out of range.
+        (0, 1, ff::ESTABLISHED, old),
+        (0, 1, 0, ago(11)),
+        (1, 0, ff::ESTABLISHED, ago(1)),
+        (3, 1, ff::ESTABLISHED, ago(1)),
+        (9, 1, ff::ESTABLISHED, ago(1)),
+        // A cut flow of an earlier generation is remembered.
+        (1, 0, ff::ESTABLISHED | ff::CUT, ago(1)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        memory.add(n as u32, backend, generation, flags, seen).unwrap();
+    }
+    let tallies = sweep(&memory, &facts(), NOW_NS);
+    let first = tallies[0];
+    assert_eq!(
+        (first.opening, first.established, first.half_closed, first.closing, first.cut, first.provisional),
+        (1, 1, 1, 1, 1, 1)
+    );
+    assert_eq!(first.live(), 3);
+    assert_eq!(first.oldest_age, time::ticks(NOW_NS) - time::ticks(ago(200)));
+    assert_eq!((tallies[1].live(), tallies[1].cut), (1, 0));
+    assert!(tallies[2].is_empty() && tallies[3].is_empty());
+    assert_eq!(memory.in_use(), 8);
+    assert_eq!(memory.linked_places(), 8, "the dead are unlinked too");
+    assert!(matches!(memory.lookup(&key(7)), Lookup::Missing { .. }));
+    assert!(matches!(memory.lookup(&key(1)), Lookup::Found { .. }));
+
+    // Long after, nothing of it is left.
+    let later = NOW_NS + u64::from(CUT_TICKS + OPENING_TICKS) * (1 << 20) + 400 * SECOND_NS;
+    assert!(sweep(&memory, &facts(), later).iter().all(Tally::is_empty));
+    assert_eq!((memory.in_use(), memory.linked_places()), (0, 0));
+}
+
+#[test]
+fn an_entry_that_a_killed_daemon_left_dying_is_healed_after_a_while() {
+    let memory = Memory::new(64);
+    let index = memory.add(1, 0, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    let entry = memory.table().view.at(index).unwrap();
+    assert!(flow_table::condemn(entry, entry.meta(), time::ticks(NOW_NS)));
+    sweep(&memory, &facts(), NOW_NS + 4 * SECOND_NS);
+    assert_eq!(memory.in_use(), 1, "whoever took it out may be at work");
+    sweep(&memory, &facts(), NOW_NS + 6 * SECOND_NS);
+    assert_eq!((memory.in_use(), memory.linked_places()), (0, 0));
+}
+
+#[test]
+fn a_purge_takes_one_generation_of_one_backend() {
+    let memory = Memory::new(4096);
+    for n in 0..1500 {
+        memory.add(n, n % 2, 1 + n % 3 / 2, ff::ESTABLISHED, NOW_NS).unwrap();
+    }
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    assert_eq!(scan.purge(1, 1), 500);
+    assert_eq!(scan.purge(1, 1), 0);
+    assert_eq!(scan.purge(1, 2), 250);
+    assert_eq!(memory.in_use(), 750);
+    assert_eq!(memory.linked_places(), 750);
+}
+
+#[test]
+fn a_cut_marks_what_is_due_and_resteers_datagrams() {
+    let memory = Memory::new(4096);
+    for n in 0..1000 {
+        memory.add(n, 1, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    }
+    for n in 1000..1010 {
+        memory.add(n, 1, 1, ff::ESTABLISHED | ff::DATAGRAM, NOW_NS).unwrap();
+    }
+    memory.add(2000, 1, 1, ff::PROVISIONAL, NOW_NS).unwrap();
+    memory.add(2001, 1, 1, ff::RST, NOW_NS).unwrap();
+    memory.add(2002, 0, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    let half = scan.mark_cut(1, 1, |share, _| share < 1 << 15);
+    assert_eq!(half.marked.len() as u64 + half.resteered + half.remaining, 1010);
+    assert!((350..650).contains(&half.remaining), "shares are spread: {}", half.remaining);
+    let rest = scan.mark_cut(1, 1, |_, _| true);
+    assert_eq!(rest.remaining, 0);
+    assert_eq!(half.marked.len() + rest.marked.len(), 1000);
+    assert_eq!(half.resteered + rest.resteered, 10);
+    assert_eq!(memory.in_use(), 1003);
+    let (meta, flow) = scan.flow(rest.marked[0]).unwrap();
+    assert!(meta.any(ff::CUT) && flow.backend == 1);
+    assert_eq!(scan.mark_cut(1, 1, |_, _| true), CutList::default(), "done once");
+}
+
+#[test]
+fn a_list_shows_flows_that_are_wanted() {
+    let memory = Memory::new(256);
+    for n in 0..20 {
+        memory.add(n, n % 2, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    }
+    memory.add(30, 1, 1, ff::PROVISIONAL, NOW_NS).unwrap();
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    assert_eq!(scan.list(100, |flow| flow.backend == 1).len(), 10);
+    assert_eq!(scan.list(7, |_| true).len(), 7);
+}
+
+/// Packets open and touch flows while the daemon sweeps and purges; afterwards every bit stands for a flow.
+#[test]
+fn sweeping_beside_packets_loses_and_doubles_nothing() {
+    let memory = Memory::new(256);
+    thread::scope(|scope| {
+        for worker in 0..2u64 {
+            let memory = &memory;
+            scope.spawn(move || {
+                let mut random = worker + 1;
+                for _ in 0..60_000 {
+                    random = hash::mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
+                    let n = (random % 150) as u32;
+                    match memory.lookup(&key(n)) {
+                        Lookup::Missing { .. } => drop(memory.add(n, n % 4, 1, ff::ESTABLISHED, NOW_NS)),
+                        Lookup::Found { index, meta } => {
+                            let entry = memory.table().view.at(index).unwrap();
+                            entry.swap_meta(meta, meta.with(ff::CLIENT_FIN, 0, time::ticks(NOW_NS)));
+                        }
+                    }
+                }
+            });
+        }
+        let facts = facts();
+        for round in 0..2_000u32 {
+            let scan = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS };
+            scan.purge(round % 3, 1);
+            sweep(&memory, &facts, NOW_NS);
+        }
+    });
+    let facts = facts();
+    let tallies = sweep(&memory, &facts, NOW_NS);
+    let live: u64 = tallies.iter().map(Tally::live).sum();
+    assert_eq!(live, memory.in_use() as u64);
+    assert_eq!(live, u64::from(memory.linked_places()));
+}
+
+/// Not a benchmark: prints what a sweep and a purge of a million flows take with this build.
+#[test]
+#[ignore = "takes long in a debug build; run with --release -- --ignored --nocapture"]
+fn a_million_flows() {
+    let flows = 1_000_000;
+    let memory = Memory::new(flow_table::slots_for(flows));
+    for n in 0..flows {
+        memory.add(n, n % 3, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    }
+    let facts = facts();
+    for _ in 0..5 {
+        let start = std::time::Instant::now();
+        let tallies = sweep(&memory, &facts, NOW_NS);
+        println!("sweep of {flows} flows: {:?}", start.elapsed());
+        assert_eq!(tallies.iter().map(Tally::live).sum::<u64>(), u64::from(flows));
+    }
+    let start = std::time::Instant::now();
+    let freed = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS }.purge(0, 1);
+    println!("purge of {freed} flows: {:?}", start.elapsed());
+}

@@ -1,0 +1,170 @@
+//! The pinned maps as memory.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytemuck::{Pod, Zeroable};
+use lb_common::{
+    backend::{Backend, BackendStats},
+    control::{Control, PeerRow},
+    flow::FlowEntry,
+    hash::TABLE_KEYS,
+    map_name,
+    service::{Service, VipEntry},
+};
+
+use super::{
+    error::{OpenError, While as _},
+    flows,
+    mmap::Mapped,
+    pins::Pins,
+    ring_store, sys, vips,
+};
+
+/// Room in the counters for each CPU, in outcomes.
+pub(crate) const OUTCOME_STRIDE: u32 = 64;
+
+const _: () = assert!(lb_common::outcome::OUTCOMES <= OUTCOME_STRIDE);
+
+/// How large the maps are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) flow_slots: u32,
+    pub(crate) backends: u32,
+    pub(crate) services: u32,
+    pub(crate) cpus: u32,
+}
+
+impl Sizes {
+    /// Entries of a map; `None` for those whose size the program fixes.
+    pub(crate) fn of(&self, name: &str) -> Option<u32> {
+        Some(match name {
+            map_name::VIPS => 2 * vips::half_size(self.services, self.backends),
+            map_name::SERVICES => self.services,
+            map_name::BACKENDS => self.backends,
+            map_name::RINGS => ring_store::MAPS_PER_SERVICE * self.services,
+            map_name::FLOWS => self.flow_slots,
+            map_name::STATS => self.cpus.checked_mul(self.backends)?,
+            map_name::OUTCOMES => self.cpus.checked_mul(OUTCOME_STRIDE)?,
+            _ => return None,
+        })
+    }
+}
+
+/// All maps that the daemon reads and writes.
+pub(crate) struct Maps {
+    pub(crate) control: Mapped<Control>,
+    pub(crate) vips: Mapped<VipEntry>,
+    pub(crate) services: Mapped<Service>,
+    pub(crate) backends: Mapped<Backend>,
+    pub(crate) rings: OwnedFd,
+    pub(crate) flows: Mapped<FlowEntry>,
+    pub(crate) peers: Mapped<PeerRow>,
+    pub(crate) stats: Mapped<BackendStats>,
+    pub(crate) outcomes: Mapped<u64>,
+    pub(crate) cpus: u32,
+    /// What never changes while the table lives.
+    settings: Control,
+}
+
+impl Maps {
+    /// Opens the pinned maps. Those of a `fresh` datapath are given their settings.
+    pub(crate) fn open(pins: &Pins, cpus: u32, fresh: bool) -> Result<Self, OpenError> {
+        let control = mapped::<Control>(pins, map_name::CONTROL)?;
+        let flows = mapped::<FlowEntry>(pins, map_name::FLOWS)?;
+        let backends = mapped::<Backend>(pins, map_name::BACKENDS)?;
+        if fresh {
+            let settings = first_settings(flows.rows(), backends.rows()).opening(|| "cannot draw secrets".into())?;
+            control.write(0, &settings);
+        }
+        let settings = control.read(0).unwrap_or(Control::zeroed());
+        Ok(Self {
+            control,
+            vips: mapped(pins, map_name::VIPS)?,
+            services: mapped(pins, map_name::SERVICES)?,
+            backends,
+            rings: pins.map(map_name::RINGS)?,
+            flows,
+            peers: mapped(pins, map_name::PEERS)?,
+            stats: mapped(pins, map_name::STATS)?,
+            outcomes: mapped(pins, map_name::OUTCOMES)?,
+            cpus,
+            settings,
+        })
+    }
+
+    /// The flow table.
+    pub(crate) fn flow_table(&self) -> flows::Table<'_> {
+        flows::Table {
+            view: flows::View::new(self.flows.words()),
+            geometry: self.settings.geometry(),
+            keys: &self.settings.table_keys,
+        }
+    }
+
+    /// The word that tells which half of the VIP table is in force.
+    pub(crate) fn published_vips(&self) -> Option<&AtomicU64> {
+        self.control.row(0)?.get(std::mem::offset_of!(Control, vips) / 8)
+    }
+
+    /// Changes settings other than the published half; the daemon is their only writer.
+    pub(crate) fn set_control(&self, change: impl FnOnce(&mut Control)) {
+        if let Some(mut control) = self.control.read(0) {
+            change(&mut control);
+            self.control.write(0, &control);
+        }
+    }
+
+    /// A backend's counters, all CPUs together.
+    pub(crate) fn stats_of(&self, backend: u32) -> BackendStats {
+        let mut total = BackendStats::default();
+        for cpu in 0..self.cpus {
+            let Some(one) = self.stats.read(cpu * self.settings.backend_slots + backend) else { continue };
+            total.packets = total.packets.wrapping_add(one.packets);
+            total.bytes = total.bytes.wrapping_add(one.bytes);
+            total.new_flows = total.new_flows.wrapping_add(one.new_flows);
+            total.resets = total.resets.wrapping_add(one.resets);
+        }
+        total
+    }
+
+    /// An outcome's counter, all CPUs together.
+    pub(crate) fn outcome(&self, number: u32) -> u64 {
+        let one = |cpu| self.outcomes.row(cpu * OUTCOME_STRIDE + number);
+        (0..self.cpus).filter_map(one).map(|row| row[0].load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
+    }
+}
+
+fn mapped<T: Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>, OpenError> {
+    let context = || format!("cannot map {} into memory", pins.of(name).display());
+    let map = pins.map(name)?;
+    let info = sys::map_info(map.as_fd()).opening(context)?;
+    if info.value_size as usize != size_of::<T>() || info.map_flags & sys::MMAPABLE == 0 {
+        let what = format!("{name}: rows of {} bytes in place of {}", info.value_size, size_of::<T>());
+        return Err(OpenError::Layout { path: pins.path().into(), what });
+    }
+    Mapped::new(map.as_fd(), info.max_entries).opening(context)
+}
+
+/// Settings of an empty datapath, with secrets of its own.
+fn first_settings(flow_slots: u32, backend_slots: u32) -> io::Result<Control> {
+    Ok(Control {
+        vips: u64::from(vips::MIN_SIZE - 1),
+        flow_slots,
+        backend_slots,
+        table_keys: random_words::<TABLE_KEYS>()?,
+        ..Zeroable::zeroed()
+    })
+}
+
+fn random_words<const N: usize>() -> io::Result<[u64; N]> {
+    let mut words = [0u64; N];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+    // SAFETY: the kernel writes at most the bytes of the array, which outlives the call.
+    let read = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // Up to 256 bytes come whole or not at all (getrandom(2)).
+    if usize::try_from(read) == Ok(bytes.len()) { Ok(words) } else { Err(io::Error::last_os_error()) }
+}

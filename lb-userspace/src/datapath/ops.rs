@@ -1,0 +1,336 @@
+//! What the engine asks of the packet path, done on its maps.
+
+use std::{os::fd::AsFd as _, sync::atomic::Ordering};
+
+use bytemuck::Zeroable as _;
+use lb_common::{
+    backend::{Backend, BackendState as State},
+    control::control_flag,
+    flow::{FlowEntry, Meta, Phase, flow_flag},
+    outcome::Outcome,
+    service::Service,
+    time::{self, TICK_SHIFT},
+};
+
+use super::{
+    Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters, CutPolicy, CutReport,
+    Datapath, DatapathError, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceInfo, Limits,
+    NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
+    ebpf::EbpfDatapath,
+    error::While as _,
+    flows::{CutList, Facts, Scan, Tally},
+    ring_store, rows, vips,
+};
+
+impl Datapath for EbpfDatapath {
+    fn limits(&self) -> Limits {
+        self.row_limits()
+    }
+
+    fn adopted(&mut self) -> Result<Adopted, DatapathError> {
+        Ok(self.adopted.clone())
+    }
+
+    fn put_service(&mut self, slot: ServiceSlot, config: &ServiceConfig) -> Result<(), DatapathError> {
+        let before = self.service(slot)?;
+        self.maps.services.write(u32::from(slot.0), &rows::service(config, before.ring)?);
+        Ok(())
+    }
+
+    fn clear_service(&mut self, slot: ServiceSlot) -> Result<(), DatapathError> {
+        self.service(slot)?;
+        self.maps.services.write(u32::from(slot.0), &Service::zeroed());
+        let removed = self.rings.remove(self.maps.rings.as_fd(), slot.0);
+        removed.working(|| format!("cannot free the ring of service row {}", slot.0))
+    }
+
+    fn publish_vips(
+        &mut self,
+        services: &[(ServiceSlot, &ServiceConfig)],
+        nat_backends: &[NatEndpoint],
+    ) -> Result<(), DatapathError> {
+        let half_rows = self.maps.vips.rows() / 2;
+        let table = vips::build(&vips::keys(services, nat_backends), half_rows)
+            .map_err(|vips::Full| DatapathError::Full { what: "VIP or NAT endpoint", capacity: half_rows.into() })?;
+        let missing = || DatapathError::Unsupported("the control map has no row".into());
+        let published = self.maps.published_vips().ok_or_else(missing)?;
+        let base = if published.load(Ordering::Relaxed) >> 32 == 0 { half_rows } else { 0 };
+        for (index, entry) in (base..).zip(&table.entries) {
+            self.maps.vips.write(index, entry);
+        }
+        let nat = services.iter().any(|(_, service)| service.forward == Forward::Nat);
+        self.maps.set_control(|control| {
+            control.vip_seeds[usize::from(base != 0)] = table.seed;
+            if nat {
+                control.flags |= control_flag::NAT;
+            }
+        });
+        let word = u64::from(base) << 32 | (table.entries.len() as u64 - 1);
+        published.store(word, Ordering::Release);
+        if !nat {
+            self.maps.set_control(|control| control.flags &= !control_flag::NAT);
+        }
+        // The half that was in force is written next time: no packet may be reading it then.
+        self.grace()
+    }
+
+    fn put_backend(&mut self, slot: BackendSlot, config: &BackendConfig) -> Result<(), DatapathError> {
+        let before = self.backend(slot)?;
+        if before.generation != config.generation {
+            self.retire(slot, &before)?;
+        }
+        self.write_backend(slot, &rows::backend(config));
+        Ok(())
+    }
+
+    fn set_backend_state(
+        &mut self,
+        slot: BackendSlot,
+        state: BackendState,
+        deadline_ns: Option<u64>,
+        on_timeout: CutPolicy,
+    ) -> Result<(), DatapathError> {
+        let mut row = self.backend(slot)?;
+        rows::set_state(&mut row, state, deadline_ns, on_timeout);
+        self.write_backend(slot, &row);
+        Ok(())
+    }
+
+    fn set_next_hop(&mut self, slot: BackendSlot, next_hop: &NextHop) -> Result<(), DatapathError> {
+        let mut row = self.backend(slot)?;
+        rows::set_next_hop(&mut row, next_hop);
+        self.write_backend(slot, &row);
+        Ok(())
+    }
+
+    fn put_ring(&mut self, service: ServiceSlot, ring: &[RingSlot]) -> Result<(), DatapathError> {
+        let mut row = self.service(service)?;
+        let words: Vec<u64> = ring.iter().map(ring_store::word).collect();
+        let outer = self.maps.rings.as_fd();
+        let context = || format!("cannot put the ring of service row {}", service.0);
+        if words.is_empty() {
+            row.ring = 0;
+            self.maps.services.write(u32::from(service.0), &row);
+            return self.rings.remove(outer, service.0).working(context);
+        }
+        if self.rings.size(service.0) as usize == words.len() {
+            self.rings.store(service.0, (0..).zip(words));
+            return Ok(());
+        }
+        let built = self.rings.build(outer, service.0, &words).working(context)?;
+        row.ring = built.published().pack();
+        self.maps.services.write(u32::from(service.0), &row);
+        self.rings.put_in_force(outer, built).working(context)
+    }
+
+    fn set_ring_slots(&mut self, service: ServiceSlot, changes: &[(u32, RingSlot)]) -> Result<(), DatapathError> {
+        self.service(service)?;
+        let words = changes.iter().map(|(index, slot)| (*index, ring_store::word(slot)));
+        if self.rings.store(service.0, words) {
+            return Ok(());
+        }
+        let size = self.rings.size(service.0);
+        Err(DatapathError::Unsupported(format!("service row {} has a ring of {size} slots only", service.0)))
+    }
+
+    fn grace(&mut self) -> Result<(), DatapathError> {
+        self.grace.wait().working(|| "cannot wait for packets in flight".into())?;
+        self.unsettled.clear();
+        Ok(())
+    }
+
+    fn sweep(&mut self, now_ns: u64) -> Result<Sweep, DatapathError> {
+        let facts = self.facts();
+        let mut tallies = std::mem::take(&mut self.tallies);
+        tallies.clear();
+        tallies.resize(self.highest_backend as usize + 1, Tally::default());
+        self.scan(&facts, now_ns).sweep(&mut tallies);
+        let sweep = self.report(now_ns, &tallies);
+        self.tallies = tallies;
+        Ok(sweep)
+    }
+
+    fn purge(&mut self, slot: BackendSlot, generation: u32) -> Result<u64, DatapathError> {
+        let facts = Facts::default();
+        Ok(self.scan(&facts, clock::coarse_ns()).purge(slot.0, generation))
+    }
+
+    fn cut(
+        &mut self,
+        slot: BackendSlot,
+        generation: u32,
+        policy: CutPolicy,
+        now_ns: u64,
+    ) -> Result<CutReport, DatapathError> {
+        let row = self.backend(slot)?;
+        // A row that is another's by now has no deadline to say about these flows: they are due.
+        let applies = row.generation == generation;
+        self.cut_where(slot, generation, policy, now_ns, move |share, _| {
+            !applies || row.flow_deadline_ns(share) <= now_ns || row.deadline_ns == lb_common::backend::NO_DEADLINE
+        })
+    }
+
+    fn cut_idle(
+        &mut self,
+        slot: BackendSlot,
+        generation: u32,
+        policy: CutPolicy,
+        silent_since_ns: u64,
+    ) -> Result<CutReport, DatapathError> {
+        let now_ns = clock::coarse_ns();
+        let limit = time::age(time::ticks(now_ns), time::ticks(silent_since_ns));
+        self.cut_where(slot, generation, policy, now_ns, move |_, last_seen| {
+            time::age(time::ticks(now_ns), last_seen) > limit
+        })
+    }
+
+    fn flows(&mut self, filter: FlowFilter, limit: usize) -> Result<Vec<FlowRecord>, DatapathError> {
+        let facts = self.facts();
+        let now_ns = clock::coarse_ns();
+        let wanted = |flow: &FlowEntry| {
+            filter.service.is_none_or(|service| flow.port_service >> 16 == u32::from(service.0))
+                && filter.backend.is_none_or(|backend| flow.backend == backend.0)
+        };
+        let found = self.scan(&facts, now_ns).list(limit, wanted);
+        Ok(found.iter().filter_map(|(meta, flow, phase)| record(*meta, flow, *phase, now_ns)).collect())
+    }
+
+    fn counters(&mut self) -> Result<Counters, DatapathError> {
+        let backends = (0..=self.highest_backend)
+            .map(|slot| (BackendSlot(slot), self.maps.stats_of(slot)))
+            .filter(|(_, stats)| stats.packets != 0 || stats.new_flows != 0)
+            .map(|(slot, stats)| {
+                let counters =
+                    BackendCounters { new_flows: stats.new_flows, packets: stats.packets, bytes: stats.bytes };
+                (slot, counters)
+            })
+            .collect();
+        let outcomes = (0..).zip(Outcome::ALL).map(|(n, outcome)| (outcome.name(), self.maps.outcome(n))).collect();
+        Ok(Counters { backends, outcomes })
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceInfo> {
+        self.attached()
+    }
+}
+
+impl EbpfDatapath {
+    fn service(&self, slot: ServiceSlot) -> Result<Service, DatapathError> {
+        let capacity = u64::from(self.maps.services.rows());
+        self.maps.services.read(u32::from(slot.0)).ok_or(DatapathError::Full { what: "service", capacity })
+    }
+
+    fn backend(&self, slot: BackendSlot) -> Result<Backend, DatapathError> {
+        let capacity = u64::from(self.maps.backends.rows());
+        self.maps.backends.read(slot.0).ok_or(DatapathError::Full { what: "backend", capacity })
+    }
+
+    /// Stores a row whose generation is as before, or that no packet uses. The word with generation and state comes last
+    /// (see `Mapped::write`), so a state never stands beside a deadline that is not its own.
+    fn write_backend(&mut self, slot: BackendSlot, row: &Backend) {
+        self.maps.backends.write(slot.0, row);
+        self.highest_backend = self.highest_backend.max(slot.0);
+        if row.state == State::Free as u8 {
+            self.unsettled.insert(slot.0);
+        }
+    }
+
+    /// Makes sure that no packet is under way with what stands in a row, before another backend's address is written
+    /// there: it would go to a host that does not know its flow.
+    fn retire(&mut self, slot: BackendSlot, before: &Backend) -> Result<(), DatapathError> {
+        if before.state != State::Free as u8 {
+            self.write_backend(slot, &Backend { state: State::Free as u8, ..*before });
+        }
+        if self.unsettled.contains(&slot.0) {
+            self.grace()?;
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let services = (0..self.maps.services.rows()).filter_map(|slot| self.maps.services.read(slot));
+        let backends = (0..=self.highest_backend)
+            .filter_map(|slot| self.maps.backends.read(slot))
+            .map(|row| (row.generation, State::from_u8(row.state)));
+        Facts::new(services, backends)
+    }
+
+    fn scan<'a>(&'a self, facts: &'a Facts, now_ns: u64) -> Scan<'a> {
+        Scan { table: self.maps.flow_table(), facts, now_ns }
+    }
+
+    fn report(&self, now_ns: u64, tallies: &[Tally]) -> Sweep {
+        let mut totals = FlowTotals {
+            untracked: self.maps.outcome(Outcome::Untracked as u32),
+            // The reverse of `flow_table::slots_for`.
+            capacity: u64::from(self.maps.flows.rows()) * 100 / 122,
+            ..FlowTotals::default()
+        };
+        let mut backends = Vec::new();
+        for (slot, tally) in (0u32..).zip(tallies).filter(|(_, tally)| !tally.is_empty()) {
+            totals.live += tally.live();
+            totals.opening += tally.opening;
+            totals.closing += tally.closing;
+            let Some(row) = self.maps.backends.read(slot) else { continue };
+            backends.push(BackendFlows {
+                slot: BackendSlot(slot),
+                generation: row.generation,
+                opening: tally.opening,
+                established: tally.established,
+                half_closed: tally.half_closed,
+                closing: tally.closing,
+                oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
+            });
+        }
+        Sweep { begun_ns: now_ns, backends, totals }
+    }
+
+    /// Marks flows cut, then (when no packet in flight can still be changing them) tells both their ends.
+    fn cut_where(
+        &mut self,
+        slot: BackendSlot,
+        generation: u32,
+        policy: CutPolicy,
+        now_ns: u64,
+        due: impl Fn(u16, u32) -> bool,
+    ) -> Result<CutReport, DatapathError> {
+        let facts = self.facts();
+        let CutList { marked, resteered, remaining } = self.scan(&facts, now_ns).mark_cut(slot.0, generation, due);
+        tracing::debug!("backend row {}: {} cut, {resteered} steered anew, {remaining} remain", slot.0, marked.len());
+        if policy == CutPolicy::Reset && !marked.is_empty() {
+            self.grace()?;
+            let row = self.backend(slot)?;
+            let scan = Scan { table: self.maps.flow_table(), facts: &facts, now_ns };
+            let flows = marked.iter().filter_map(|&index| scan.flow(index));
+            let flows: Vec<(Meta, FlowEntry)> = flows.filter(|(meta, _)| meta.any(flow_flag::CUT)).collect();
+            self.resets.send(&self.maps, &row, generation, &flows);
+        }
+        Ok(CutReport { cut: marked.len() as u64, remaining })
+    }
+}
+
+/// The time that many ticks before another.
+fn before(now_ns: u64, age: u32) -> u64 {
+    now_ns.saturating_sub(u64::from(age) << TICK_SHIFT)
+}
+
+fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<FlowRecord> {
+    let now = time::ticks(now_ns);
+    let state = match phase {
+        Phase::Opening => FlowState::Opening,
+        Phase::Established => FlowState::Established,
+        Phase::HalfClosed => FlowState::HalfClosed,
+        Phase::Closing => FlowState::Closing,
+        Phase::Provisional | Phase::Cut | Phase::Dead => return None,
+    };
+    Some(FlowRecord {
+        protocol: if meta.any(flow_flag::DATAGRAM) { Protocol::Udp } else { Protocol::Tcp },
+        client: (std::net::IpAddr::from(flow.client), u16::from_be(flow.port_service as u16)).into(),
+        service: ServiceSlot((flow.port_service >> 16) as u16),
+        backend: BackendSlot(flow.backend),
+        generation: flow.generation,
+        state,
+        created_ns: before(now_ns, time::age(now, flow.started)),
+        last_seen_ns: before(now_ns, time::age(now, meta.last_seen())),
+    })
+}

@@ -1,0 +1,216 @@
+//! Loading the program against pinned maps: new ones, or those of an earlier daemon.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, Xdp},
+};
+use aya_obj::{EbpfSectionKind, Object};
+use lb_common::map_name;
+
+use super::{
+    error::{OpenError, While as _},
+    maps::Sizes,
+    object::OBJECT,
+    pins::Pins,
+    sys,
+};
+
+/// The program that balances, by its name in the object.
+const BALANCER: &str = "ebb_xdp";
+/// `BPF_MAP_TYPE_RINGBUF`: the log, which belongs to one load of the program and is not pinned.
+const RINGBUF: u32 = 27;
+
+/// A map as the object declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Declared {
+    name: String,
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// The program in the kernel.
+pub(crate) struct Loaded {
+    pub(crate) program: OwnedFd,
+    /// Its id.
+    pub(crate) id: u32,
+    /// Holds the log, if the program has one.
+    pub(crate) ebpf: Ebpf,
+    /// Whether the maps were made now.
+    pub(crate) fresh: bool,
+    /// Removes the pins made by this load unless it is told that all went well.
+    pub(crate) undo: Undo,
+}
+
+/// Removes pins when dropped, unless kept.
+#[derive(Debug, Default)]
+pub(crate) struct Undo {
+    paths: Vec<PathBuf>,
+}
+
+impl Undo {
+    /// One more to remove.
+    pub(crate) fn add(&mut self, path: PathBuf) {
+        self.paths.push(path);
+    }
+
+    /// All is well: nothing is removed.
+    pub(crate) fn keep(&mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Loads the program. Maps that are pinned are used as they are, whatever `sizes` says; the caller has the lock.
+pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, OpenError> {
+    let declared = declared_maps()?;
+    let fresh = !adoptable(pins, &declared)?;
+    let mut undo = Undo::default();
+    if fresh {
+        for map in &declared {
+            let path = pins.of(&map.name);
+            if path.exists() {
+                fs::remove_file(&path).opening(|| format!("cannot remove {}", path.display()))?;
+            }
+            undo.add(path);
+        }
+    } else {
+        for map in &declared {
+            check_layout(pins, map)?;
+            warn_of_other_size(pins, map, sizes)?;
+        }
+    }
+
+    let mut loader = EbpfLoader::new();
+    // No relocation against the kernel's types: parsing them all would only delay the start.
+    loader.btf(None).override_global(aya_log::LEVEL, &log_level, false);
+    for map in &declared {
+        loader.map_pin_path(&map.name, pins.of(&map.name));
+        if let Some(size) = sizes.of(&map.name) {
+            loader.map_max_entries(&map.name, size);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
+    let program = load_program(&mut ebpf)?;
+    let id = sys::program_id(program.as_fd()).opening(|| "cannot look at the program".into())?;
+    Ok(Loaded { program, id, ebpf, fresh, undo })
+}
+
+fn load_program(ebpf: &mut Ebpf) -> Result<OwnedFd, OpenError> {
+    let missing = || OpenError::Program(format!("the object has no XDP program {BALANCER}"));
+    let program: &mut Xdp = ebpf.program_mut(BALANCER).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
+    program.load().map_err(|error| {
+        if let ProgramError::LoadError { verifier_log, .. } = &error {
+            tracing::debug!("the verifier: {verifier_log}");
+        }
+        let text = chain(&error);
+        OpenError::Program(text.lines().next().unwrap_or_default().to_owned())
+    })?;
+    let fd: BorrowedFd<'_> = program.fd().map_err(|error| OpenError::Program(chain(&error)))?.as_fd();
+    fd.try_clone_to_owned().opening(|| "cannot duplicate a descriptor".into())
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The maps that outlive a load: all but the log and the program's own data.
+fn declared_maps() -> Result<Vec<Declared>, OpenError> {
+    let object = Object::parse(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
+    let mut maps: Vec<Declared> = object
+        .maps
+        .iter()
+        .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps))
+        .filter(|(_, map)| map.map_type() != RINGBUF)
+        .map(|(name, map)| Declared {
+            name: name.clone(),
+            map_type: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            max_entries: map.max_entries(),
+            flags: map.map_flags(),
+        })
+        .collect();
+    maps.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(maps)
+}
+
+/// Whether an earlier daemon's maps are all there. Some without the others are of no use: entries of the flow table
+/// cannot be found without the secrets in the control row.
+fn adoptable(pins: &Pins, declared: &[Declared]) -> Result<bool, OpenError> {
+    let missing: Vec<&str> = declared.iter().map(|map| map.name.as_str()).filter(|name| !pins.has(name)).collect();
+    if missing.len() == declared.len() {
+        return Ok(false);
+    }
+    if missing.is_empty() {
+        let control = pins.map(map_name::CONTROL)?;
+        let info = sys::map_info(control.as_fd()).opening(|| "cannot look at a map".into())?;
+        return Ok(info.map_type == sys::ARRAY);
+    }
+    tracing::warn!(
+        "of the maps pinned in {}, {} are missing: starting afresh",
+        pins.path().display(),
+        missing.join(", ")
+    );
+    Ok(false)
+}
+
+/// Refuses a pinned map that the program or the daemon would misread.
+fn check_layout(pins: &Pins, map: &Declared) -> Result<(), OpenError> {
+    let info = info_of(pins, map)?;
+    let found = [info.map_type, info.key_size, info.value_size, info.map_flags];
+    let wanted = [map.map_type, map.key_size, map.value_size, map.flags];
+    if found == wanted {
+        return Ok(());
+    }
+    let what = format!("{}: type, key size, value size and flags are {found:?} in place of {wanted:?}", map.name);
+    Err(OpenError::Layout { path: pins.path().into(), what })
+}
+
+fn warn_of_other_size(pins: &Pins, map: &Declared, sizes: &Sizes) -> Result<(), OpenError> {
+    let info = info_of(pins, map)?;
+    if let Some(wanted) = sizes.of(&map.name)
+        && wanted != info.max_entries
+    {
+        tracing::warn!(
+            "{} keeps its {} entries from the last start ({wanted} now asked for); ebb unload and a new start change it",
+            map.name,
+            info.max_entries
+        );
+    }
+    Ok(())
+}
+
+fn info_of(pins: &Pins, map: &Declared) -> Result<sys::MapInfo, OpenError> {
+    let fd = pins.map(&map.name)?;
+    sys::map_info(fd.as_fd()).opening(|| format!("cannot look at {}", pins.of(&map.name).display()))
+}

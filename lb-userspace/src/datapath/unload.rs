@@ -1,0 +1,70 @@
+//! Taking the packet path out of the kernel, with or without a daemon.
+
+use std::{fs, path::Path};
+
+use super::{
+    attach,
+    error::{OpenError, While as _},
+    pins::{self, Pins},
+};
+use crate::net::links;
+
+/// What [`unload`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Interfaces that the program was detached from: their names, or numbers where they are not of this namespace.
+    pub interfaces: Vec<String>,
+    /// Whether the maps went too, and with them all flows; they stay while the program is on some other interface.
+    pub maps: bool,
+}
+
+/// Detaches the program from `interfaces`, or from all if none is named, and removes the maps once it is on none.
+///
+/// A running daemon's own hold on a link does not keep the program attached. Nothing to unload is no error. The default
+/// directory stands for those of every layout.
+pub fn unload(pin_path: &Path, interfaces: &[String]) -> Result<Unloaded, OpenError> {
+    let known = links::list().opening(|| "cannot list the interfaces".into())?;
+    let mut wanted = Vec::new();
+    for name in interfaces {
+        wanted.push(attach::find(&known, name)?.index);
+    }
+    let directories = if pins::is_default(pin_path) { pins::default_directories() } else { vec![pin_path.into()] };
+    let mut unloaded = Unloaded::default();
+    for directory in directories.iter().filter(|directory| directory.is_dir()) {
+        unload_directory(directory, &wanted, &known, &mut unloaded)?;
+    }
+    for (name, index) in interfaces.iter().zip(wanted) {
+        let still = known.iter().find(|link| link.index == index).and_then(|link| link.xdp);
+        if let (Some((_, program)), false) = (still, unloaded.interfaces.contains(name)) {
+            return Err(OpenError::Occupied { interface: name.clone(), program });
+        }
+    }
+    Ok(unloaded)
+}
+
+fn unload_directory(
+    directory: &Path,
+    wanted: &[u32],
+    known: &[links::Link],
+    unloaded: &mut Unloaded,
+) -> Result<(), OpenError> {
+    // A running daemon holds the lock, and does not mind: what it maps stays in memory as long as it runs.
+    let mut left = 0;
+    for link in Pins::unlocked(directory).links()? {
+        if !wanted.is_empty() && !wanted.contains(&link.ifindex) {
+            left += 1;
+            continue;
+        }
+        attach::remove_link(&link)?;
+        let name = known.iter().find(|known| known.index == link.ifindex).map(|known| known.name.clone());
+        unloaded.interfaces.push(name.unwrap_or_else(|| link.ifindex.to_string()));
+    }
+    if left > 0 {
+        return Ok(());
+    }
+    for path in pins::pin_paths(directory)? {
+        fs::remove_file(&path).opening(|| format!("cannot remove {}", path.display()))?;
+        unloaded.maps = true;
+    }
+    pins::remove_directory(directory)
+}

@@ -1,0 +1,228 @@
+//! Builds the table in which the packet path finds services, addresses and NAT endpoints.
+//!
+//! Linear probing, its keys in the order of their homes (which is what Robin Hood hashing arrives at; Celis, 1986): the
+//! longest distance from home is then about that of the average, and a fourth of the table full is enough for thousands
+//! of keys within [`VIP_PROBES`]. Where it is not, another seed is tried, then a larger table.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    addr::Addr,
+    hash,
+    service::{TCP, UDP, VIP_PROBES, VipEntry, address_flag, vip_kind},
+};
+
+use super::{NatEndpoint, Protocol, ServiceConfig, ServiceSlot};
+
+/// The smallest table.
+pub(crate) const MIN_SIZE: u32 = 16;
+/// Entries for each key, at first.
+const SPACING: u32 = 4;
+/// Seeds tried for each size.
+const SEEDS: u64 = 16;
+
+/// A built table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// Seed of its hash.
+    pub(crate) seed: u64,
+    /// Its entries; a power of two of them.
+    pub(crate) entries: Vec<VipEntry>,
+}
+
+/// The keys do not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+/// Entries of one half that serves `services` services with `backends` NAT endpoints: twice as many as keys at the most,
+/// rounded up to a power of two.
+pub(crate) fn half_size(services: u32, backends: u32) -> u32 {
+    (2 * services).saturating_add(backends).saturating_mul(2).clamp(MIN_SIZE, 1 << 28).next_power_of_two()
+}
+
+/// The keys of these services and endpoints.
+pub(crate) fn keys(services: &[(ServiceSlot, &ServiceConfig)], nat_backends: &[NatEndpoint]) -> Vec<VipEntry> {
+    let mut keys = Vec::with_capacity(services.len() * 2 + nat_backends.len());
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(services.len());
+    for (slot, service) in services {
+        addresses.push(service.vip.ip());
+        let target = u32::from(slot.0);
+        keys.push(entry(vip_kind::SERVICE, service.vip.ip(), service.vip.port(), number(service.protocol), target));
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    // What no service claims on a VIP passes to the host: it is not for a service.
+    keys.extend(addresses.into_iter().map(|a| entry(vip_kind::ADDRESS, a, 0, 0, address_flag::SHARED_WITH_HOST)));
+    keys.extend(
+        nat_backends
+            .iter()
+            .map(|b| entry(vip_kind::NAT_SOURCE, b.address, b.port, number(b.protocol), u32::from(b.service.0))),
+    );
+    keys
+}
+
+/// The protocol's number in an IP header.
+pub(crate) fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+    }
+}
+
+fn entry(kind: u8, address: IpAddr, port: u16, protocol: u8, target: u32) -> VipEntry {
+    VipEntry { addr: Addr::from(address), port: port.to_be(), protocol, kind, target, pad: [0; 2] }
+}
+
+/// Builds the smallest table, a quarter full or less if `capacity` allows, in which every key is found.
+///
+/// The same keys give the same table.
+pub(crate) fn build(keys: &[VipEntry], capacity: u32) -> Result<Table, Full> {
+    let count = u32::try_from(keys.len()).map_err(|_| Full)?;
+    let mut size = count.saturating_mul(SPACING).clamp(MIN_SIZE, 1 << 30).next_power_of_two().min(capacity);
+    while size <= capacity && size > count {
+        for attempt in 1..=SEEDS {
+            let seed = hash::mix(attempt);
+            if let Some(entries) = lay_out(keys, seed, size) {
+                return Ok(Table { seed, entries });
+            }
+        }
+        size = size.saturating_mul(2);
+    }
+    Err(Full)
+}
+
+/// Lays the keys out with this seed, if all can be within reach.
+fn lay_out(keys: &[VipEntry], seed: u64, size: u32) -> Option<Vec<VipEntry>> {
+    let mask = size - 1;
+    let mut homes: Vec<(u32, &VipEntry)> =
+        keys.iter().map(|key| (hash::vip(seed, &key.addr, key.port, key.protocol) & mask, key)).collect();
+    homes.sort_by_key(|&(home, _)| home);
+    // Keys pushed past the end stand at the beginning, where they push others: repeated until that number holds.
+    let mut carried = 0;
+    loop {
+        let places = places(&homes, carried)?;
+        let over = places.last().map_or(0, |&last| (last + 1).saturating_sub(size));
+        if over == carried {
+            let mut entries = vec![bytemuck::Zeroable::zeroed(); size as usize];
+            for (place, (_, key)) in places.into_iter().zip(homes) {
+                entries[(place & mask) as usize] = *key;
+            }
+            return Some(entries);
+        }
+        carried = over;
+    }
+}
+
+/// Places of keys in the order of their homes, from `first_free` on, as if the table had no end.
+fn places(homes: &[(u32, &VipEntry)], first_free: u32) -> Option<Vec<u32>> {
+    let mut next = first_free;
+    homes
+        .iter()
+        .map(|&(home, _)| {
+            let place = next.max(home);
+            next = place + 1;
+            (place - home < VIP_PROBES).then_some(place)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, net::Ipv4Addr, time::Duration};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::datapath::{BackendSlot, CutPolicy, Forward};
+
+    /// The packet path's look-up.
+    fn find(table: &Table, kind: u8, key: &VipEntry) -> Vec<u32> {
+        let mask = table.entries.len() as u32 - 1;
+        let start = hash::vip(table.seed, &key.addr, key.port, key.protocol);
+        let mut targets = Vec::new();
+        for probe in 0..VIP_PROBES {
+            let entry = &table.entries[(start.wrapping_add(probe) & mask) as usize];
+            if entry.kind == vip_kind::EMPTY {
+                break;
+            }
+            if entry.kind == kind && (entry.addr, entry.port, entry.protocol) == (key.addr, key.port, key.protocol) {
+                targets.push(entry.target);
+            }
+        }
+        targets
+    }
+
+    fn service_key(n: u32) -> VipEntry {
+        entry(vip_kind::SERVICE, Ipv4Addr::from(0x0a00_0000 + n / 7).into(), (n % 7) as u16 + 1, TCP, n)
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_is_found_and_no_other(numbers in proptest::collection::hash_set(0u32..100_000, 0..600)) {
+            let keys: Vec<VipEntry> = numbers.iter().map(|&n| service_key(n)).collect();
+            let table = build(&keys, 1 << 16).expect("fits");
+            for n in &numbers {
+                prop_assert_eq!(find(&table, vip_kind::SERVICE, &service_key(*n)), vec![*n]);
+            }
+            let absent = (0..=600).find(|n| !numbers.contains(n)).expect("at most 600 are there");
+            prop_assert!(find(&table, vip_kind::SERVICE, &service_key(absent)).is_empty());
+            prop_assert_eq!(table.entries.iter().filter(|e| e.kind != vip_kind::EMPTY).count(), numbers.len());
+        }
+    }
+
+    #[test]
+    fn the_most_that_a_default_daemon_can_have_fits() {
+        let (services, backends) = (4_096, 65_536);
+        let keys: Vec<VipEntry> = (0..2 * services + backends).map(service_key).collect();
+        let table = build(&keys, half_size(services, backends)).expect("fits");
+        for n in (0..2 * services + backends).step_by(97) {
+            assert_eq!(find(&table, vip_kind::SERVICE, &service_key(n)), vec![n]);
+        }
+    }
+
+    #[test]
+    fn a_small_table_is_at_most_a_quarter_full() {
+        for count in 1..200 {
+            let keys: Vec<VipEntry> = (0..count).map(service_key).collect();
+            let table = build(&keys, 1 << 20).expect("fits");
+            assert!(table.entries.len() as u32 >= count * 4);
+            assert!(table.entries.len() as u32 <= (count * 8).max(MIN_SIZE), "{count}: {}", table.entries.len());
+        }
+    }
+
+    #[test]
+    fn an_endpoint_of_several_services_has_an_entry_for_each() {
+        let shared = |service| NatEndpoint {
+            backend: BackendSlot(1),
+            service: ServiceSlot(service),
+            address: "10.0.0.9".parse().unwrap(),
+            port: 8080,
+            protocol: Protocol::Tcp,
+        };
+        let nat: Vec<NatEndpoint> = (1..=5).map(shared).collect();
+        let table = build(&keys(&[], &nat), 1 << 10).expect("fits");
+        let found = find(&table, vip_kind::NAT_SOURCE, &keys(&[], &nat)[0]);
+        assert_eq!(found.into_iter().collect::<HashSet<_>>(), (1..=5).collect());
+        let too_many: Vec<NatEndpoint> = (0..=VIP_PROBES as u16).map(shared).collect();
+        assert_eq!(build(&keys(&[], &too_many), 1 << 10), Err(Full));
+    }
+
+    #[test]
+    fn an_address_shared_by_services_stands_once() {
+        let service = |port| ServiceConfig {
+            vip: format!("[2001:db8::1]:{port}").parse().unwrap(),
+            protocol: Protocol::Tcp,
+            forward: Forward::Dsr,
+            idle_timeout: Duration::from_secs(350),
+            fin_quiet: Duration::from_secs(1),
+            on_drain_timeout: CutPolicy::Reset,
+            affinity: None,
+            per_datagram: false,
+        };
+        let (a, b) = (service(80), service(443));
+        let keys = keys(&[(ServiceSlot(0), &a), (ServiceSlot(1), &b)], &[]);
+        assert_eq!(keys.iter().filter(|k| k.kind == vip_kind::ADDRESS).count(), 1);
+        assert_eq!(keys.len(), 3);
+        assert_eq!(keys[0].port.to_ne_bytes(), [0, 80]);
+    }
+}
