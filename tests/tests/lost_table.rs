@@ -66,7 +66,7 @@ fn nothing_is_lost(scene: &Scene, held: &Group, at_b1: usize, lost: Instant) -> 
 #[test]
 fn the_table_is_wiped() -> Result<()> {
     let (scene, held, at_b1) = in_mid_drain()?;
-    scene.ebb.wipe_flow_table()?;
+    scene.lab.wipe_flow_table()?;
     nothing_is_lost(&scene, &held, at_b1, Instant::now())
 }
 

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
-    Lab, Namespace, flow_table,
+    Lab, Namespace,
     run::LABEL_VARIABLE,
     status::{Backend, Status},
     sys,
@@ -170,11 +170,6 @@ impl Ebb {
             last.as_ref().and_then(|seen| seen.as_ref().ok()).filter(|seen| seen.state == state).cloned()
         });
         found.with_context(|| format!("last seen: {last:?}"))
-    }
-
-    /// Wipes the flow table through its pinned map, behind the back of daemon and packet path.
-    pub fn wipe_flow_table(&self) -> Result<()> {
-        flow_table::wipe(&self.pin_path)
     }
 
     /// The daemon's process number.

@@ -95,6 +95,11 @@ impl Lab {
         Ok(self.balancer.run(|| xdp::attach_bounce("eth0", vip, from, to))??)
     }
 
+    /// Wipes the packet path's flow table through its pinned map, behind the back of daemon and program.
+    pub fn wipe_flow_table(&self) -> Result<()> {
+        flow_table::wipe(&self.pin_path())
+    }
+
     /// The value of [`run::LABEL_VARIABLE`] for this lab's processes.
     fn label(&self) -> &str {
         &self.names.0.label
