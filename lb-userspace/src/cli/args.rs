@@ -106,6 +106,14 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Watch services, backends and drains, with keys to drain and activate
+    Top,
+    /// Look for what stands in the way here, and say the command that mends it
+    Doctor {
+        /// Interface to look at (repeat for several) [default: those in use, or all that are up]
+        #[arg(short, long = "interface", value_name = "IFACE")]
+        interfaces: Vec<String>,
+    },
     /// Print a completion script, e.g. ebb completions bash > /etc/bash_completion.d/ebb
     Completions {
         /// For which shell

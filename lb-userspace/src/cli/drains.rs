@@ -118,7 +118,8 @@ pub(super) async fn remove(service: &str, name: &str, now: bool, wait: bool, cli
     if wait {
         let result = outlast(&target, WaitFor::Drained, None, client, print).await?;
         print.say(&result, &ended(&target, &result))?;
-        return Ok(exit_of(&result));
+        // With --now, cutting is what was asked for.
+        return Ok(if now { Exit::Done } else { exit_of(&result) });
     }
     let sentence = if removal.removed {
         format!("{target}: removed")

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod commands;
+mod doctor;
 mod drains;
 mod events;
 pub mod failure;
@@ -11,6 +12,7 @@ mod print;
 mod progress;
 mod show;
 mod table;
+mod top;
 pub mod values;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
@@ -67,6 +69,8 @@ async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, 
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
         Command::Events { follow } => events::events(follow, client, print).await,
+        Command::Top => top::top(client).await,
+        Command::Doctor { interfaces } => doctor::doctor(&interfaces, client, print).await,
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { directory } => generate::manual(&directory),
         Command::Service(command) => service(command, client, print).await,

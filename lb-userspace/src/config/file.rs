@@ -39,6 +39,8 @@ pub struct Daemon {
     pub mode: Option<Mode>,
     /// Flows that can be tracked at once.
     pub max_flows: Option<u32>,
+    /// Where metrics are served, e.g. `127.0.0.1:9090`.
+    pub metrics: Option<SocketAddr>,
     /// Directory on bpffs for the pinned datapath.
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.
@@ -46,7 +48,7 @@ pub struct Daemon {
 }
 
 /// Where the program runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// In the driver where that works, in the network stack with a warning where it does not.

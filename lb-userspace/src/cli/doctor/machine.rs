@@ -1,0 +1,138 @@
+//! What the kernel and the process's rights allow.
+
+use std::{fs, path::Path};
+
+use super::{Finding, Level};
+
+/// The capabilities the daemon needs, by their numbers in linux/capability.h.
+const CAPABILITIES: [(&str, u32); 3] = [("cap_net_admin", 12), ("cap_net_raw", 13), ("cap_bpf", 39)];
+/// The first kernel with everything the datapath uses: compare-exchange in programs (5.12) and XDP links (5.9).
+const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+/// Kernel, BPF and rights.
+pub(super) fn findings() -> Vec<Finding> {
+    vec![kernel(), btf(), jit(), bpffs(), rights()]
+}
+
+/// Sysctls that only matter where replies run through this host.
+pub(super) fn forwarding(nat: bool) -> Vec<Finding> {
+    if !nat {
+        return Vec::new();
+    }
+    let strict = ["all", "default"]
+        .iter()
+        .any(|scope| read(&format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter")) == Some("1".to_owned()));
+    let mut findings = Vec::new();
+    if strict {
+        findings.push(Finding::bad(
+            Level::Warn,
+            "rp_filter",
+            "strict: replies of nat backends that the program passes up are dropped by the kernel",
+            Some("sysctl -w net.ipv4.conf.all.rp_filter=2".to_owned()),
+        ));
+    } else {
+        findings.push(Finding::ok("rp_filter", "not strict"));
+    }
+    if read("/proc/sys/net/ipv4/ip_forward").as_deref() == Some("1") {
+        findings.push(Finding::ok("ip_forward", "on"));
+    } else {
+        findings.push(Finding::bad(
+            Level::Warn,
+            "ip_forward",
+            "off: fragments and errors for nat flows that the program leaves to the kernel go no further",
+            Some("sysctl -w net.ipv4.ip_forward=1".to_owned()),
+        ));
+    }
+    findings
+}
+
+fn kernel() -> Finding {
+    let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= OLDEST_KERNEL {
+        return Finding::ok("kernel", release);
+    }
+    let (major, minor) = OLDEST_KERNEL;
+    Finding::bad(Level::Fail, "kernel", format!("{release} is older than {major}.{minor}"), None)
+}
+
+fn btf() -> Finding {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        Finding::ok("btf", "the kernel describes its types")
+    } else {
+        Finding::bad(Level::Warn, "btf", "the kernel does not describe its types: bpftool shows less", None)
+    }
+}
+
+fn jit() -> Finding {
+    match read("/proc/sys/net/core/bpf_jit_enable").as_deref() {
+        Some("0") => Finding::bad(
+            Level::Warn,
+            "jit",
+            "off: programs are interpreted, many times slower",
+            Some("sysctl -w net.core.bpf_jit_enable=1".to_owned()),
+        ),
+        Some(_) => Finding::ok("jit", "on"),
+        // The file is readable by root only on some kernels, and missing where the JIT is always on.
+        None => Finding::ok("jit", "always on, or not to be seen from here"),
+    }
+}
+
+fn bpffs() -> Finding {
+    let mounts = read("/proc/self/mounts").unwrap_or_default();
+    let mounted = mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf") && line.contains(" bpf "));
+    if mounted {
+        Finding::ok("bpffs", "mounted at /sys/fs/bpf")
+    } else {
+        Finding::bad(
+            Level::Warn,
+            "bpffs",
+            "not mounted at /sys/fs/bpf; ebb run mounts it",
+            Some("mount -t bpf bpf /sys/fs/bpf".to_owned()),
+        )
+    }
+}
+
+fn rights() -> Finding {
+    let status = read("/proc/self/status").unwrap_or_default();
+    let held = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let missing = missing_capabilities(held);
+    if missing.is_empty() {
+        return Finding::ok("rights", "all that the daemon needs");
+    }
+    Finding::bad(
+        Level::Fail,
+        "rights",
+        format!("without {} the datapath cannot be loaded", missing.join(", ")),
+        Some("sudo ebb doctor".to_owned()),
+    )
+}
+
+fn missing_capabilities(held: u64) -> Vec<&'static str> {
+    CAPABILITIES.iter().filter(|(_, bit)| held & (1 << bit) == 0).map(|(name, _)| *name).collect()
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_told_apart() {
+        assert_eq!(missing_capabilities(u64::MAX), Vec::<&str>::new());
+        assert_eq!(missing_capabilities(1 << 12), ["cap_net_raw", "cap_bpf"]);
+    }
+
+    #[test]
+    fn this_machine_has_a_kernel() {
+        assert!(kernel().detail.starts_with(|c: char| c.is_ascii_digit()));
+    }
+}
