@@ -2,6 +2,8 @@
 //! accounts of what happened to it.
 
 pub mod lab;
+pub mod packets;
+pub mod rig;
 pub mod scene;
 pub mod traffic;
 pub mod verdict;

@@ -1,0 +1,183 @@
+//! Modes, families and protocols, and the addresses, service and backends that stand for each combination.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use bytemuck::Zeroable as _;
+use lb_common::{
+    addr::Addr,
+    backend::{Backend, BackendState, NO_DEADLINE, backend_flag},
+    service::{Service, TCP, UDP, VipEntry, forward, vip_kind},
+    time,
+};
+
+use crate::{
+    lab::Family,
+    packets::Mac,
+    rig::{INGRESS, seconds},
+};
+
+/// A forwarding mode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Mode {
+    /// Direct server return.
+    Dsr,
+    /// Destination rewritten.
+    Nat,
+    /// IP-in-IP.
+    Tunnel,
+}
+
+/// All modes.
+pub const MODES: [Mode; 3] = [Mode::Dsr, Mode::Nat, Mode::Tunnel];
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dsr => "dsr",
+            Self::Nat => "nat",
+            Self::Tunnel => "tunnel",
+        })
+    }
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Both protocols.
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
+impl Protocol {
+    /// Its IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// MAC address that clients' frames come from.
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0x0c, 1];
+/// Our MAC address on the clients' link.
+pub const OWN_MAC: Mac = [2, 0, 0, 0, 0x0b, 1];
+
+/// MAC address of backend `n`'s next hop.
+pub const fn backend_mac(n: u8) -> Mac {
+    [2, 0, 0, 0, 0xba, n]
+}
+
+/// One combination.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Cell {
+    /// Forwarding mode.
+    pub mode: Mode,
+    /// Family of the VIP and its clients.
+    pub family: Family,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        };
+        write!(f, "{}/{family}/{}", self.mode, self.protocol)
+    }
+}
+
+impl Cell {
+    /// The address of that family in network `net`.
+    fn address(self, net: u8, host: u8) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::new(10, net, 0, host).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, u16::from(net), 0, 0, 0, 0, 0, u16::from(host)).into(),
+        }
+    }
+
+    /// The service's VIP and port.
+    pub fn vip(self) -> SocketAddr {
+        (self.address(9, 1), 80).into()
+    }
+
+    /// A client, whose address and port are none of the others'.
+    pub fn client(self) -> SocketAddr {
+        (self.address(1, 10), 40_000).into()
+    }
+
+    /// Address of backend `n`; under NAT its port is 8080.
+    pub fn backend(self, n: u8) -> IpAddr {
+        self.address(2, 10 + n)
+    }
+
+    /// The entry that finds the service.
+    pub fn vip_entry(self, service: u16) -> VipEntry {
+        VipEntry {
+            addr: self.vip().ip().into(),
+            port: self.vip().port().to_be(),
+            protocol: self.protocol.number(),
+            kind: vip_kind::SERVICE,
+            target: service.into(),
+            pad: [0; 2],
+        }
+    }
+
+    /// The service's row, without a ring.
+    pub fn service_row(self) -> Service {
+        Service {
+            vip: self.vip().ip().into(),
+            port: self.vip().port().to_be(),
+            protocol: self.protocol.number(),
+            forward: match self.mode {
+                Mode::Dsr => forward::DSR,
+                Mode::Nat => forward::NAT,
+                Mode::Tunnel => forward::TUNNEL,
+            },
+            idle_ticks: seconds(300),
+            fin_quiet_ticks: time::duration_ticks(1_000_000_000),
+            ..Service::zeroed()
+        }
+    }
+
+    /// The row of backend `n` in its first life: active and resolved. Those with an odd number are on the link that
+    /// clients' packets come in by, the others on another.
+    pub fn backend_row(self, n: u8, service: u16) -> Backend {
+        Backend {
+            generation: 7,
+            state: BackendState::Active as u8,
+            flags: backend_flag::RESOLVED,
+            service,
+            deadline_ns: NO_DEADLINE,
+            ifindex: if n % 2 == 1 { INGRESS } else { INGRESS + 1 },
+            dst_mac: backend_mac(n),
+            src_mac: OWN_MAC,
+            addr: self.backend(n).into(),
+            port: match self.mode {
+                Mode::Nat => 8080_u16.to_be(),
+                Mode::Dsr | Mode::Tunnel => self.vip().port().to_be(),
+            },
+            mtu: 1500,
+            tunnel_source: Addr::from(self.address(2, 1)),
+            ..Backend::zeroed()
+        }
+    }
+}
