@@ -5,7 +5,8 @@ use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     packet::Packet,
-    parse::{Fragment, Ip, protocol},
+    parse::{Fragment, Ip, Part, protocol},
+    rewrite::Side,
 };
 
 /// One IP version.
@@ -22,12 +23,45 @@ pub trait Family {
     /// Reads the header at `offset`.
     fn parse(packet: &Packet, offset: usize) -> Result<Ip, Outcome>;
 
+    /// Reads the header of a packet that an ICMP error quotes, which may be cut short behind it.
+    fn parse_quoted(packet: &Packet, offset: usize) -> Result<Ip, Outcome>;
+
+    /// Types of its echo request and reply.
+    const ECHO: (u8, u8);
+    /// Type and code that tell a sender of a smaller MTU.
+    const TOO_BIG: (u8, u8);
+
+    /// Whether an ICMP type is an error about a packet.
+    fn is_error(kind: u8) -> bool;
+
+    /// Replaces an address, mends the header's own checksum, and takes one off the hop limit if `hop`. Gives what the
+    /// change of address adds to the checksum of a payload that sums it.
+    fn rewrite_address(packet: &Packet, offset: usize, side: Side, addr: Addr, hop: bool) -> Result<u64, Outcome>;
+
+    /// Takes one off the hop limit.
+    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome>;
+
+    /// The source address.
+    fn source(packet: &Packet, offset: usize) -> Option<Addr>;
+
+    /// Swaps source and destination.
+    fn swap_addresses(packet: &Packet, offset: usize) -> Option<()>;
+
+    /// DSCP and ECN.
+    fn traffic_class(packet: &Packet, offset: usize) -> Option<u8>;
+
+    /// Whether routers must not fragment it.
+    fn is_never_fragmented(packet: &Packet, offset: usize) -> bool;
+
+    /// Sum of a header and the 8 bytes behind it.
+    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64>;
+
     /// Turns the header round for an answer with `payload` bytes behind it: addresses swapped, a fresh hop limit.
     fn answer_header(packet: &Packet, ip: &Ip, payload: usize) -> Option<()>;
 }
 
 /// Hop limit of packets that the packet path makes itself.
-const HOP_LIMIT: u8 = 64;
+pub const HOP_LIMIT: u8 = 64;
 
 /// IPv4.
 pub struct V4;
@@ -42,7 +76,100 @@ impl Family for V4 {
 
     #[inline(always)]
     fn parse(packet: &Packet, offset: usize) -> Result<Ip, Outcome> {
-        parse_v4(packet, offset).ok_or(Outcome::PassedMalformed)
+        parse_v4(packet, offset, packet.len()).ok_or(Outcome::PassedMalformed)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(packet: &Packet, offset: usize) -> Result<Ip, Outcome> {
+        parse_v4(packet, offset, usize::MAX).ok_or(Outcome::PassedMalformed)
+    }
+
+    const ECHO: (u8, u8) = (8, 0);
+    const TOO_BIG: (u8, u8) = (3, 4);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Unreachable, time exceeded, parameter problem (RFC 792).
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn rewrite_address(packet: &Packet, offset: usize, side: Side, addr: Addr, hop: bool) -> Result<u64, Outcome> {
+        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
+        let [limit, protocol] = header.get::<u16, 8>().to_ne_bytes();
+        if hop && limit <= 1 {
+            return Err(Outcome::DroppedHopLimit);
+        }
+        let new = addr.v4_word();
+        let old = match side {
+            Side::Source => header.get::<u32, 12>(),
+            Side::Destination => header.get::<u32, 16>(),
+        };
+        let delta = checksum::replace32(0, old, new);
+        let mut own = delta;
+        if hop {
+            let lowered = u16::from_ne_bytes([limit - 1, protocol]);
+            own = checksum::replace16(own, u16::from_ne_bytes([limit, protocol]), lowered);
+            header.put::<u16, 8>(lowered);
+        }
+        header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), own));
+        match side {
+            Side::Source => header.put::<u32, 12>(new),
+            Side::Destination => header.put::<u32, 16>(new),
+        }
+        Ok(delta)
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
+        let [limit, protocol] = header.get::<u16, 8>().to_ne_bytes();
+        if limit <= 1 {
+            return Err(Outcome::DroppedHopLimit);
+        }
+        let lowered = u16::from_ne_bytes([limit - 1, protocol]);
+        let delta = checksum::replace16(0, u16::from_ne_bytes([limit, protocol]), lowered);
+        header.put::<u16, 8>(lowered);
+        header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), delta));
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn source(packet: &Packet, offset: usize) -> Option<Addr> {
+        Some(Addr::from_v4_word(packet.window::<{ Ipv4Hdr::LEN }>(offset)?.get::<u32, 12>()))
+    }
+
+    #[inline(always)]
+    fn swap_addresses(packet: &Packet, offset: usize) -> Option<()> {
+        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset)?;
+        let (source, destination) = (header.get::<u32, 12>(), header.get::<u32, 16>());
+        header.put::<u32, 12>(destination);
+        header.put::<u32, 16>(source);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn traffic_class(packet: &Packet, offset: usize) -> Option<u8> {
+        Some(packet.window::<{ Ipv4Hdr::LEN }>(offset)?.get::<u8, 1>())
+    }
+
+    #[inline(always)]
+    fn is_never_fragmented(packet: &Packet, offset: usize) -> bool {
+        packet.window::<{ Ipv4Hdr::LEN }>(offset).is_some_and(|header| header.get::<u8, 6>() & 0x40 != 0)
+    }
+
+    #[inline(always)]
+    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64> {
+        let quoted = packet.window::<{ Ipv4Hdr::LEN + 8 }>(at)?;
+        Some(
+            quoted.get::<u32, 0>() as u64
+                + quoted.get::<u32, 4>() as u64
+                + quoted.get::<u32, 8>() as u64
+                + quoted.get::<u32, 12>() as u64
+                + quoted.get::<u32, 16>() as u64
+                + quoted.get::<u32, 20>() as u64
+                + quoted.get::<u32, 24>() as u64,
+        )
     }
 
     #[inline(always)]
@@ -74,12 +201,12 @@ impl Family for V4 {
 }
 
 #[inline(always)]
-fn parse_v4(packet: &Packet, offset: usize) -> Option<Ip> {
+fn parse_v4(packet: &Packet, offset: usize, end: usize) -> Option<Ip> {
     let ip = packet.window::<{ Ipv4Hdr::LEN }>(offset)?;
     let first = ip.get::<u8, 0>();
     let header = ((first & 0xf) as usize) * 4;
     let len = u16::from_be(ip.get::<u16, 2>()) as usize;
-    if first >> 4 != 4 || header < Ipv4Hdr::LEN || len < header || offset + len > packet.len() {
+    if first >> 4 != 4 || header < Ipv4Hdr::LEN || len < header || offset + len > end {
         return None;
     }
     let fragment = u16::from_be(ip.get::<u16, 6>());
@@ -91,12 +218,7 @@ fn parse_v4(packet: &Packet, offset: usize) -> Option<Ip> {
         offset,
         payload: offset + header,
         len,
-        fragment: match fragment & 0x3fff {
-            0 => Fragment::Whole,
-            // Offset 0 with "more fragments".
-            0x2000 => Fragment::First { id },
-            _ => Fragment::Later { id },
-        },
+        fragment: Fragment::new(id, fragment & 0x1fff, fragment & 0x2000 != 0),
     })
 }
 
@@ -108,7 +230,103 @@ impl Family for V6 {
 
     #[inline(always)]
     fn parse(packet: &Packet, offset: usize) -> Result<Ip, Outcome> {
-        parse_v6(packet, offset).ok_or(Outcome::PassedMalformed)
+        parse_v6(packet, offset, packet.len()).ok_or(Outcome::PassedMalformed)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(packet: &Packet, offset: usize) -> Result<Ip, Outcome> {
+        parse_v6(packet, offset, usize::MAX).ok_or(Outcome::PassedMalformed)
+    }
+
+    const ECHO: (u8, u8) = (128, 129);
+    const TOO_BIG: (u8, u8) = (2, 0);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        // Unreachable, too big, time exceeded, parameter problem (RFC 4443).
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn rewrite_address(packet: &Packet, offset: usize, side: Side, addr: Addr, hop: bool) -> Result<u64, Outcome> {
+        let header = packet.window::<{ Ipv6Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
+        if hop {
+            Self::decrement_hop_limit(packet, offset)?;
+        }
+        let old = match side {
+            Side::Source => [header.get::<u64, 8>(), header.get::<u64, 16>()],
+            Side::Destination => [header.get::<u64, 24>(), header.get::<u64, 32>()],
+        };
+        match side {
+            Side::Source => {
+                header.put::<u64, 8>(addr.halves[0]);
+                header.put::<u64, 16>(addr.halves[1]);
+            }
+            Side::Destination => {
+                header.put::<u64, 24>(addr.halves[0]);
+                header.put::<u64, 32>(addr.halves[1]);
+            }
+        }
+        let old = Addr::from_v6_halves(old).words();
+        let new = addr.words();
+        let mut delta = 0;
+        for i in 0..4 {
+            delta = checksum::replace32(delta, old[i], new[i]);
+        }
+        Ok(delta)
+    }
+
+    #[inline(always)]
+    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+        let header = packet.window::<{ Ipv6Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
+        let limit = header.get::<u8, 7>();
+        if limit <= 1 {
+            return Err(Outcome::DroppedHopLimit);
+        }
+        header.put::<u8, 7>(limit - 1);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn source(packet: &Packet, offset: usize) -> Option<Addr> {
+        let header = packet.window::<{ Ipv6Hdr::LEN }>(offset)?;
+        Some(Addr::from_v6_halves([header.get::<u64, 8>(), header.get::<u64, 16>()]))
+    }
+
+    #[inline(always)]
+    fn swap_addresses(packet: &Packet, offset: usize) -> Option<()> {
+        let header = packet.window::<{ Ipv6Hdr::LEN }>(offset)?;
+        let source = [header.get::<u64, 8>(), header.get::<u64, 16>()];
+        let destination = [header.get::<u64, 24>(), header.get::<u64, 32>()];
+        header.put::<u64, 8>(destination[0]);
+        header.put::<u64, 16>(destination[1]);
+        header.put::<u64, 24>(source[0]);
+        header.put::<u64, 32>(source[1]);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn traffic_class(packet: &Packet, offset: usize) -> Option<u8> {
+        let first = u16::from_be(packet.window::<{ Ipv6Hdr::LEN }>(offset)?.get::<u16, 0>());
+        Some((first >> 4) as u8)
+    }
+
+    #[inline(always)]
+    fn is_never_fragmented(_packet: &Packet, _offset: usize) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64> {
+        let quoted = packet.window::<{ Ipv6Hdr::LEN + 8 }>(at)?;
+        Some(
+            halves(quoted.get::<u64, 0>())
+                + halves(quoted.get::<u64, 8>())
+                + halves(quoted.get::<u64, 16>())
+                + halves(quoted.get::<u64, 24>())
+                + halves(quoted.get::<u64, 32>())
+                + halves(quoted.get::<u64, 40>()),
+        )
     }
 
     #[inline(always)]
@@ -125,12 +343,18 @@ impl Family for V6 {
     }
 }
 
+/// Sum of the two halves of a word.
 #[inline(always)]
-fn parse_v6(packet: &Packet, offset: usize) -> Option<Ip> {
+const fn halves(word: u64) -> u64 {
+    (word & 0xffff_ffff) + (word >> 32)
+}
+
+#[inline(always)]
+fn parse_v6(packet: &Packet, offset: usize, end: usize) -> Option<Ip> {
     let header = packet.window::<{ Ipv6Hdr::LEN }>(offset)?;
     let first: [u8; 8] = header.get::<u64, 0>().to_ne_bytes();
     let len = u16::from_be_bytes([first[4], first[5]]) as usize + Ipv6Hdr::LEN;
-    if first[0] >> 4 != 6 || offset + len > packet.len() {
+    if first[0] >> 4 != 6 || offset + len > end {
         return None;
     }
     let mut ip = Ip {
@@ -140,7 +364,7 @@ fn parse_v6(packet: &Packet, offset: usize) -> Option<Ip> {
         offset,
         payload: offset + Ipv6Hdr::LEN,
         len,
-        fragment: Fragment::Whole,
+        fragment: Fragment::new(0, 0, false),
     };
     if is_extension(ip.protocol) {
         skip_extensions(packet, &mut ip)?;
@@ -176,12 +400,8 @@ fn skip_extensions(packet: &Packet, ip: &mut Ip) -> Option<()> {
         if is_fragment {
             let place = u16::from_be_bytes([header[2], header[3]]);
             let id = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-            ip.fragment = match (place & 0xfff8, place & 1) {
-                // An atomic fragment is a whole packet (RFC 6946).
-                (0, 0) => Fragment::Whole,
-                (0, _) => Fragment::First { id },
-                _ => Fragment::Later { id },
-            };
+            // Offset 0 without more is an atomic fragment: a whole packet (RFC 6946).
+            ip.fragment = Fragment::new(id, place >> 3, place & 1 != 0);
             skipped += 8;
             if place & 0xfff8 != 0 {
                 break;
@@ -193,7 +413,7 @@ fn skip_extensions(packet: &Packet, ip: &mut Ip) -> Option<()> {
             return None;
         }
     }
-    let still_extension = is_extension(ip.protocol) && !matches!(ip.fragment, Fragment::Later { .. });
+    let still_extension = is_extension(ip.protocol) && !ip.fragment.is(Part::Later);
     if still_extension {
         return None;
     }

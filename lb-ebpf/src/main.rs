@@ -13,17 +13,21 @@ mod entry;
 mod family;
 mod forward;
 mod fragment;
+mod icmp;
 mod maps;
+mod nat_port;
 mod open;
 mod packet;
 mod parse;
 mod peers;
 mod rare;
 mod reset;
+mod rewrite;
 mod scratch;
 mod services;
 mod slow;
 mod steer;
+mod too_big;
 mod track;
 
 use aya_ebpf::{
@@ -32,14 +36,18 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use lb_common::{control::Control, outcome::Outcome, service::vip_kind};
+use lb_common::{
+    control::{Control, control_flag},
+    outcome::Outcome,
+    service::vip_kind,
+};
 
 use crate::{
     family::{Family, V4, V6},
     forward::Sent,
     maps::{CONTROL, SERVICES},
     packet::Packet,
-    parse::{Fragment, Ip, ether, protocol},
+    parse::{Ip, Part, ether, protocol},
     scratch::Decision,
     track::Arrival,
 };
@@ -48,11 +56,11 @@ use crate::{
 #[xdp]
 pub fn ebb_xdp(ctx: XdpContext) -> u32 {
     let packet = Packet::new(&ctx);
-    conclude(&packet, run(&ctx, &packet))
+    conclude(&packet, run(&packet))
 }
 
 #[inline(always)]
-fn run(ctx: &XdpContext, packet: &Packet) -> Result<Sent, Outcome> {
+fn run(packet: &Packet) -> Result<Sent, Outcome> {
     let control = CONTROL.get(0).ok_or(Outcome::NotForService)?;
     let (ethertype, offset) = parse::ethernet(packet).ok_or(Outcome::NotForService)?;
     let ip = match ethertype {
@@ -60,7 +68,7 @@ fn run(ctx: &XdpContext, packet: &Packet) -> Result<Sent, Outcome> {
         ether::IPV6 => V6::parse(packet, offset)?,
         _ => return Err(Outcome::NotForService),
     };
-    balance(ctx, packet, control, &ip)
+    balance(packet, control, &ip)
 }
 
 /// The XDP action for what became of the packet.
@@ -105,21 +113,31 @@ fn conclude(packet: &Packet, done: Result<Sent, Outcome>) -> u32 {
     }
 }
 
+/// Coarse time.
+#[inline(always)]
+fn clock() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
 /// One IP packet.
 #[inline(always)]
-fn balance(ctx: &XdpContext, packet: &Packet, control: &Control, ip: &Ip) -> Result<Sent, Outcome> {
-    if ip.fragment != Fragment::Whole || (ip.protocol != protocol::TCP && ip.protocol != protocol::UDP) {
-        return Err(Outcome::NotForService);
+fn balance(packet: &Packet, control: &Control, ip: &Ip) -> Result<Sent, Outcome> {
+    if ip.fragment.is(Part::Later) {
+        return rare::finish(packet, ip.frame(), fragment::ebb_fragment(packet.context(), ip.frame().0));
+    }
+    match ip.protocol {
+        protocol::TCP | protocol::UDP => {}
+        protocol::ICMP | protocol::ICMPV6 => return icmp::handle(packet, ip.frame()),
+        _ => return Err(Outcome::NotForService),
     }
     let ports = parse::ports(packet, ip).ok_or(Outcome::PassedMalformed)?;
     let port = (ports >> 16) as u16;
     let Some((slot, _)) = services::find(control, vip_kind::SERVICE, &ip.destination, port, ip.protocol, 0) else {
-        return Err(Outcome::NotForService);
+        return not_for_a_vip(packet, control, ip, ports);
     };
     let service = SERVICES.get(slot).ok_or(Outcome::NotForService)?;
-    // SAFETY: a helper without arguments.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let arrival = Arrival { packet, ip, ports, control, service_slot: slot, service, now_ns };
+    let arrival = Arrival { packet, ip, ports, control, service_slot: slot, service, now_ns: clock() };
     let decision = if ip.protocol == protocol::UDP {
         track::datagram(&arrival)?
     } else {
@@ -130,23 +148,39 @@ fn balance(ctx: &XdpContext, packet: &Packet, control: &Control, ip: &Ip) -> Res
         return send(&arrival, decision);
     }
     if decision.silent {
-        return Err(Outcome::DroppedCut);
+        return Err(decision.outcome);
     }
-    rare::result(rare::ebb_reset(ctx.ctx))
+    rare::result(rare::ebb_reset(packet.context(), ip.frame().0))
 }
 
-/// Sends a packet to its backend in the service's way.
+/// A packet to no service's address: a backend's reply under `nat`, or none of our business.
+#[inline(always)]
+fn not_for_a_vip(packet: &Packet, control: &Control, ip: &Ip, ports: u32) -> Result<Sent, Outcome> {
+    if control.flags & control_flag::NAT == 0 {
+        return Err(Outcome::NotForService);
+    }
+    let source = services::find(control, vip_kind::NAT_SOURCE, &ip.source, ports as u16, ip.protocol, 0);
+    if source.is_none() {
+        return Err(Outcome::NotForService);
+    }
+    forward::nat::reply(packet, ip.frame().0)
+}
+
+/// Sends a packet to its backend and counts it.
 #[inline(always)]
 fn send(arrival: &Arrival<'_>, decision: Decision) -> Result<Sent, Outcome> {
-    let backend = steer::row(decision.backend).ok_or(Outcome::DroppedNoBackend)?;
-    let ifindex = forward::dsr::send(arrival.packet, backend)?;
-    count::sent(arrival.control, decision.backend, arrival.ip.len, is_new(decision.outcome));
-    Ok(Sent { ifindex, outcome: decision.outcome })
-}
-
-#[inline(always)]
-fn is_new(outcome: Outcome) -> bool {
-    matches!(outcome, Outcome::NewFlow)
+    let Decision { backend, entry, outcome, .. } = decision;
+    if arrival.ip.fragment.is(Part::First) {
+        // Before the packet is rewritten.
+        fragment::ebb_remember(arrival.packet.context(), arrival.ip.frame().0, backend, arrival.service_slot);
+    }
+    let sent = forward::send(arrival.packet, arrival.ip.frame(), arrival.service, backend, entry, arrival.ports)?;
+    if sent.outcome != Outcome::Forwarded {
+        // Answered instead, for its size.
+        return Ok(sent);
+    }
+    count::sent(arrival.control, backend, arrival.ip.len, matches!(outcome, Outcome::NewFlow));
+    Ok(Sent { ifindex: sent.ifindex, outcome })
 }
 
 #[cfg(target_arch = "bpf")]

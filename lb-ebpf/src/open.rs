@@ -1,7 +1,7 @@
 //! Opening a flow: its backend is chosen, an entry is found and linked.
 
 use lb_common::{
-    flow::{FlowInit, Life, Phase, Timers, flow_flag, phase},
+    flow::{FlowInit, FlowKey, Life, Phase, Timers, flow_flag, phase},
     flow_table::{self, Entries, Entry, Insert, Lookup, SET},
     outcome::Outcome,
     service::{Service, UDP, forward},
@@ -11,35 +11,66 @@ use lb_common::{
 use crate::{
     entry::FlowMap,
     maps::{CONTROL, SERVICES},
+    nat_port::{self, TAKEN},
     peers,
-    scratch::{Decision, NONE, Request},
-    slow::NoBackend,
+    scratch::{self, Decision, NONE, New},
     steer,
     track::Place,
 };
 
-/// Chooses a backend and records the flow.
+/// Chooses a backend for this CPU's request and records the flow as `scratch::New` says; `None` if no backend takes it.
 ///
-/// `hop` is the home's when the look-up missed, or before the entry that is replaced was found. With
-/// [`flow_flag::PROVISIONAL`] the flow is adopted in mid-stream, with [`flow_flag::CANDIDATE`] it is the second on its
-/// tuple. Where the table has no place the flow goes on untracked: the hash keeps it until the backends change.
+/// With [`flow_flag::PROVISIONAL`] the flow is adopted in mid-stream, with [`flow_flag::CANDIDATE`] it is the second on
+/// its tuple. Where the table has no place the flow goes on untracked: the hash keeps it until the backends change.
 #[inline(always)]
-pub fn open(
-    request: &Request,
-    service: &Service,
-    place: &Place,
-    hop: u64,
-    replaces: u32,
-    flags: u16,
-) -> Result<Decision, NoBackend> {
+pub fn open() -> Option<()> {
+    match ebb_choose() {
+        CHOSEN => {}
+        CHOSEN_NAT if take_nat_port()? => {}
+        CHOSEN_NAT => return Some(()),
+        _ => return None,
+    }
+    ebb_record();
+    Some(())
+}
+
+/// Settles by which port the backend knows the client; false if there is none left, and then nothing is sent.
+#[inline(always)]
+fn take_nat_port() -> Option<bool> {
+    let scratch = scratch::row()?;
+    match nat_port::choose(scratch.decision.backend, scratch.request.ports as u16) {
+        TAKEN => {
+            scratch.decision =
+                Decision { backend: 0, entry: NONE, outcome: Outcome::DroppedNatConflict, cut: true, silent: true };
+            Some(false)
+        }
+        port => {
+            scratch.init.nat_port = port as u16;
+            Some(true)
+        }
+    }
+}
+
+const CHOSEN: u32 = 0;
+const CHOSEN_NAT: u32 = 1;
+const NO_BACKEND: u32 = 2;
+
+/// Chooses the backend: the scratch row then has the facts of the new entry.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_choose() -> u32 {
+    let Some(scratch) = scratch::row() else { return NO_BACKEND };
+    let request = &scratch.request;
+    let Some(service) = SERVICES.get(request.service) else { return NO_BACKEND };
     let hash = steer::hash(service, &request.client, request.ports);
+    let flags = scratch.new.flags;
     let choice = if flags & flow_flag::PROVISIONAL == 0 {
         steer::new_flow(request.service, service, hash)
     } else {
         steer::forgotten(request.service, service, hash, request.now_ns)
     };
-    let choice = choice.ok_or(NoBackend)?;
-    let init = FlowInit {
+    let Some(choice) = choice else { return NO_BACKEND };
+    scratch.init = FlowInit {
         backend: choice.backend,
         generation: choice.generation,
         now: time::ticks(request.now_ns),
@@ -49,18 +80,35 @@ pub fn open(
         peer: peers::row_of(request.source_mac, request.own_mac, request.ingress),
         nat_port: 0,
     };
-    let decision = |backend, entry, outcome| Decision { backend, entry, outcome, cut: false, silent: false };
-    Ok(match record(place, hop, &init, replaces) {
-        Recorded::New(index) => decision(choice.backend, index, choice.outcome),
-        Recorded::Other(index) => {
-            let entry = FlowMap.at(index).ok_or(NoBackend)?;
-            decision(entry.backend(), index, Outcome::Forwarded)
+    let outcome = choice.outcome;
+    scratch.decision = Decision { backend: choice.backend, entry: NONE, outcome, cut: false, silent: false };
+    if service.forward == forward::NAT { CHOSEN_NAT } else { CHOSEN }
+}
+
+/// Records the flow that [`ebb_choose`] prepared, and completes the decision; always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_record() -> u32 {
+    let (Some(scratch), Some(control)) = (scratch::row(), CONTROL.get(0)) else { return 0 };
+    let request = &scratch.request;
+    let key = FlowKey::new(request.client, request.ports as u16, request.service as u16);
+    let place = Place::of(control, key);
+    let index = record(&place, &scratch.new, &scratch.init);
+    let decision = &mut scratch.decision;
+    let Some(entry) = FlowMap.at(index) else {
+        if decision.outcome as u8 != Outcome::RemembersOwner as u8 {
+            decision.outcome = Outcome::Untracked;
         }
-        Recorded::Not => {
-            let remembered = matches!(choice.outcome, Outcome::RemembersOwner);
-            decision(choice.backend, NONE, if remembered { choice.outcome } else { Outcome::Untracked })
-        }
-    })
+        return 0;
+    };
+    decision.entry = index;
+    // Another CPU may have been first with this very flow: then its choice counts.
+    let backend = entry.backend();
+    if backend != decision.backend {
+        decision.backend = backend;
+        decision.outcome = Outcome::Forwarded;
+    }
+    0
 }
 
 /// Flags that follow from the service.
@@ -71,42 +119,33 @@ fn kind_flags(service: &Service) -> u16 {
     datagram | both_ways
 }
 
-/// What became of the entry.
-enum Recorded {
-    /// Linked.
-    New(u32),
-    /// Another CPU was first with this very flow.
-    Other(u32),
-    /// No place, or too much traffic on the home.
-    Not,
-}
-
 /// Attempts at linking an entry while other CPUs change the home.
 const ATTEMPTS: u32 = 3;
 
+/// Puts the flow into the table; its entry, or [`NONE`].
 #[inline(always)]
-fn record(place: &Place, hop: u64, init: &FlowInit, replaces: u32) -> Recorded {
-    let mut hop = hop;
-    let old = if replaces == NONE { None } else { Some(replaces) };
+fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
+    let mut hop = new.hop;
+    let old = if new.replaces == NONE { None } else { Some(new.replaces) };
     for _ in 0..ATTEMPTS {
         let index = claim(place.home, init.now);
         if index == NONE {
-            return Recorded::Not;
+            return NONE;
         }
         match flow_table::insert(FlowMap, place.geometry, place.home, hop, index, (&place.key, init), old) {
-            Insert::Done => return Recorded::New(index),
-            Insert::Crowded => return Recorded::Not,
+            Insert::Done => return index,
+            Insert::Crowded => return NONE,
             Insert::Raced => {}
         }
         // Some flow of this home came or went: perhaps it is this very one.
         let found = if init.flags & flow_flag::CANDIDATE == 0 { place.main() } else { place.second() };
         match found {
             Lookup::Missing { hop: seen } if old.is_none() => hop = seen,
-            Lookup::Found { index, .. } if index != replaces => return Recorded::Other(index),
-            _ => return Recorded::Not,
+            Lookup::Found { index, .. } if index != new.replaces => return index,
+            _ => return NONE,
         }
     }
-    Recorded::Not
+    NONE
 }
 
 #[inline(always)]

@@ -79,6 +79,12 @@ impl Packet {
         self.end - self.start
     }
 
+    /// The kernel's context, for functions that take the packet anew.
+    #[inline(always)]
+    pub fn context(&self) -> *mut xdp_md {
+        self.ctx
+    }
+
     /// MAC addresses of source and destination, each in the low 48 bits of a word, in memory order.
     #[inline(always)]
     pub fn macs(&self) -> Option<(u64, u64)> {

@@ -3,7 +3,7 @@
 use lb_common::{addr::Addr, outcome::Outcome, tcp::Segment};
 use network_types::{eth::EthHdr, ip::IpProto};
 
-use crate::packet::Packet;
+use crate::{packet::Packet, rare::Frame};
 
 /// EtherTypes as the 16-bit word loaded from the frame.
 pub mod ether {
@@ -58,21 +58,56 @@ pub struct Ip {
     pub fragment: Fragment,
 }
 
-/// A packet's place in a fragmented datagram.
+impl Ip {
+    /// Where this header is and of which family.
+    #[inline(always)]
+    pub fn frame(&self) -> Frame {
+        Frame::new(self.offset, !self.source.is_v4())
+    }
+}
+
+/// A packet's place in a fragmented datagram. A struct and not an enum with fields, so that no field is ever undefined:
+/// the verifier refuses arithmetic on whatever a register happens to hold.
+#[derive(Clone, Copy)]
+pub struct Fragment {
+    /// Which one it is.
+    pub part: Part,
+    /// Identification, as loaded.
+    pub id: u32,
+    /// Where its payload belongs, in units of 8 bytes.
+    pub at: u16,
+}
+
+/// See [`Fragment`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Fragment {
+pub enum Part {
     /// Not fragmented.
     Whole,
     /// The first fragment: it has the payload's header.
-    First {
-        /// Identification, as loaded.
-        id: u32,
-    },
+    First,
     /// A later one: it has none.
-    Later {
-        /// Identification, as loaded.
-        id: u32,
-    },
+    Later,
+}
+
+impl Fragment {
+    /// From the place of its payload and whether more follow.
+    #[inline(always)]
+    pub fn new(id: u32, at: u16, more: bool) -> Self {
+        let part = if at != 0 {
+            Part::Later
+        } else if more {
+            Part::First
+        } else {
+            Part::Whole
+        };
+        Self { part, id, at }
+    }
+
+    /// Whether this is that part.
+    #[inline(always)]
+    pub fn is(&self, part: Part) -> bool {
+        self.part as u8 == part as u8
+    }
 }
 
 /// Protocol numbers as bytes.

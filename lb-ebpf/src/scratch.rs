@@ -1,7 +1,7 @@
 //! What the fast path hands to the slow path, and what comes back: a row of a per-CPU map, since the two together would
 //! not fit the 512 bytes of stack, and since the verifier then checks the slow path once and by itself.
 
-use lb_common::{addr::Addr, outcome::Outcome, tcp::Segment};
+use lb_common::{addr::Addr, flow::FlowInit, outcome::Outcome, tcp::Segment};
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 
@@ -43,6 +43,34 @@ pub struct Decision {
     pub silent: bool,
 }
 
+/// A flow to open.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct New {
+    /// The home's `hop` when the look-up missed, or before the entry that is replaced was found.
+    pub hop: u64,
+    /// Entry that it takes the place of, or [`NONE`].
+    pub replaces: u32,
+    /// Flags of the new entry.
+    pub flags: u16,
+}
+
+/// A question for [`crate::forward::nat::ebb_nat_flow`]: whose flow is it between these two?
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NatQuery {
+    /// Backend's address.
+    pub backend: Addr,
+    /// Client's address.
+    pub client: Addr,
+    /// Backend's port, network order.
+    pub backend_port: u16,
+    /// Client's port as the backend knows it, network order.
+    pub client_port: u16,
+    /// Protocol.
+    pub protocol: u32,
+}
+
 /// No entry, in a field that holds an index.
 pub const NONE: u32 = u32::MAX;
 
@@ -53,6 +81,12 @@ pub struct Scratch {
     pub request: Request,
     /// Out.
     pub decision: Decision,
+    /// What the slow path wants opened.
+    pub new: New,
+    /// The entry to be made.
+    pub init: FlowInit,
+    /// In.
+    pub nat_query: NatQuery,
 }
 
 #[btf_map]

@@ -15,35 +15,52 @@ use lb_common::{
 use crate::{
     entry::{FlowMap, FlowRef},
     maps::{CONTROL, SERVICES},
-    open,
-    scratch::{self, Decision, NONE, Request},
+    scratch::{self, Decision, NONE, New, Request},
     steer,
     track::{self, Place},
 };
 
 /// No backend takes the packet.
-pub struct NoBackend;
+struct NoBackend;
 
-type Decided = Result<Decision, NoBackend>;
+/// What the slow path has come to.
+///
+/// A struct and not an enum, so that no field is ever undefined (see [`crate::parse::Fragment`]), and one place opens
+/// flows, since that is long code.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// What is to be done, unless a flow is to be opened.
+    decision: Decision,
+    /// The flow to open.
+    new: New,
+    /// Whether to open it.
+    opens: bool,
+}
 
-/// Decides on the packet in this CPU's scratch row; 0 if the decision there counts, else no backend takes it.
+type Planned = Result<Plan, NoBackend>;
+
+/// The scratch row's decision counts.
+pub const DECIDED: u32 = 0;
+/// The scratch row says which flow to open: [`crate::open::open`] does it.
+pub const OPEN: u32 = 1;
+/// No backend takes the packet.
+pub const NO_BACKEND: u32 = 2;
+
+/// Decides on the packet in this CPU's scratch row: [`DECIDED`], [`OPEN`] or [`NO_BACKEND`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ebb_slow() -> u32 {
-    let Some(scratch) = scratch::row() else { return 1 };
+    let Some(scratch) = scratch::row() else { return NO_BACKEND };
     let request = &scratch.request;
-    let Some(service) = SERVICES.get(request.service) else { return 1 };
-    let Some(control) = CONTROL.get(0) else { return 1 };
+    let Some(service) = SERVICES.get(request.service) else { return NO_BACKEND };
+    let Some(control) = CONTROL.get(0) else { return NO_BACKEND };
     let key = FlowKey::new(request.client, request.ports as u16, request.service as u16);
     let slow = Slow { request, service, place: Place::of(control, key), now: time::ticks(request.now_ns) };
-    let decided = if service.protocol == UDP { slow.datagram() } else { slow.segment() };
-    match decided {
-        Ok(decision) => {
-            scratch.decision = decision;
-            0
-        }
-        Err(NoBackend) => 1,
-    }
+    let planned = if service.protocol == UDP { slow.datagram() } else { slow.segment() };
+    let Ok(plan) = planned else { return NO_BACKEND };
+    scratch.decision = plan.decision;
+    scratch.new = plan.new;
+    if plan.opens { OPEN } else { DECIDED }
 }
 
 /// The packet, and where its flow is or would be.
@@ -54,34 +71,23 @@ struct Slow<'a> {
     now: u32,
 }
 
-/// What kind of entry is opened.
-#[derive(Clone, Copy)]
-struct New {
-    /// Snapshot of the home.
-    hop: u64,
-    /// Entry that it takes the place of, or [`NONE`].
-    replaces: u32,
-    /// Flags to start with.
-    flags: u16,
-}
-
 impl Slow<'_> {
     /// A datagram: new, or its backend is gone, and then it is steered anew, which is not a cut.
     #[inline(always)]
-    fn datagram(&self) -> Decided {
+    fn datagram(&self) -> Planned {
         if self.service.flags & service_flag::PER_DATAGRAM != 0 {
             return self.one_datagram();
         }
         let hop = self.hop();
         match self.place.main() {
-            Lookup::Missing { hop } => self.open(New { hop, replaces: NONE, flags: 0 }),
-            Lookup::Found { index, .. } => self.open(New { hop, replaces: index, flags: 0 }),
+            Lookup::Missing { hop } => opening(New { hop, replaces: NONE, flags: 0 }),
+            Lookup::Found { index, .. } => opening(New { hop, replaces: index, flags: 0 }),
         }
     }
 
     /// A datagram of a service that keeps no flows: each may go anywhere.
     #[inline(always)]
-    fn one_datagram(&self) -> Decided {
+    fn one_datagram(&self) -> Planned {
         // SAFETY: a helper without arguments.
         let hash = unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() };
         let choice = steer::new_flow(self.request.service, self.service, hash).ok_or(NoBackend)?;
@@ -90,16 +96,16 @@ impl Slow<'_> {
 
     /// A segment.
     #[inline(always)]
-    fn segment(&self) -> Decided {
+    fn segment(&self) -> Planned {
         let segment = self.request.segment;
         let hop = self.hop();
         match self.place.main() {
             Lookup::Found { index, meta } if segment.opens() => self.syn_on_known(hop, index, meta),
             Lookup::Found { index, meta } => self.on_known(index, meta),
-            Lookup::Missing { hop } if segment.opens() => self.open(New { hop, replaces: NONE, flags: 0 }),
+            Lookup::Missing { hop } if segment.opens() => opening(New { hop, replaces: NONE, flags: 0 }),
             // Not enough to make a flow of, and a handshake is never begun by a SYN with an ACK.
             Lookup::Missing { .. } if segment.has(flag::SYN | flag::RST) => self.untracked(),
-            Lookup::Missing { hop } => self.open(New { hop, replaces: NONE, flags: flow_flag::PROVISIONAL }),
+            Lookup::Missing { hop } => opening(New { hop, replaces: NONE, flags: flow_flag::PROVISIONAL }),
         }
     }
 
@@ -119,14 +125,9 @@ impl Slow<'_> {
         time::age(self.now, meta.last_seen())
     }
 
-    #[inline(always)]
-    fn open(&self, new: New) -> Decided {
-        open::open(self.request, self.service, &self.place, new.hop, new.replaces, new.flags)
-    }
-
     /// By the hash alone, leaving no trace in the table.
     #[inline(always)]
-    fn untracked(&self) -> Decided {
+    fn untracked(&self) -> Planned {
         let hash = steer::hash(self.service, &self.request.client, self.request.ports);
         let choice = steer::forgotten(self.request.service, self.service, hash, self.request.now_ns);
         Ok(forward(choice.ok_or(NoBackend)?.backend, NONE, Outcome::Untracked))
@@ -134,7 +135,7 @@ impl Slow<'_> {
 
     /// A segment of a flow with a twin, or of one whose backend may take it no more.
     #[inline(always)]
-    fn on_known(&self, main: u32, main_meta: Meta) -> Decided {
+    fn on_known(&self, main: u32, main_meta: Meta) -> Planned {
         let index = if main_meta.any(flow_flag::TWIN) { self.which_twin(main) } else { main };
         let entry = FlowMap.at(index).ok_or(NoBackend)?;
         let meta = entry.meta();
@@ -176,7 +177,7 @@ impl Slow<'_> {
 
     /// A SYN on a known tuple: a retransmission, a reused port, or a forgery.
     #[inline(always)]
-    fn syn_on_known(&self, hop: u64, index: u32, meta: Meta) -> Decided {
+    fn syn_on_known(&self, hop: u64, index: u32, meta: Meta) -> Planned {
         let entry = FlowMap.at(index).ok_or(NoBackend)?;
         let backend = steer::row(entry.backend()).ok_or(NoBackend)?;
         let kept = !meta.any(flow_flag::CUT)
@@ -189,14 +190,14 @@ impl Slow<'_> {
             Phase::Established | Phase::HalfClosed if kept && !is_finished(meta.flags()) => {
                 self.candidate(hop, entry, meta)
             }
-            _ => self.open(New { hop, replaces: index, flags: 0 }),
+            _ => opening(New { hop, replaces: index, flags: 0 }),
         }
     }
 
     /// A SYN on an established flow's tuple: steered as a new flow, while the established one stays until the
     /// newcomer's handshake is complete.
     #[inline(always)]
-    fn candidate(&self, hop: u64, main: FlowRef, meta: Meta) -> Decided {
+    fn candidate(&self, hop: u64, main: FlowRef, meta: Meta) -> Planned {
         let replaces = match self.place.second() {
             Lookup::Found { index, meta: second } => {
                 let entry = FlowMap.at(index).ok_or(NoBackend)?;
@@ -212,7 +213,7 @@ impl Slow<'_> {
         };
         // The time of the established flow's last packet stays: this was not one of its own.
         main.touch(meta, meta.flags() | flow_flag::TWIN, meta.last_seen());
-        self.open(New { hop, replaces, flags: flow_flag::CANDIDATE })
+        opening(New { hop, replaces, flags: flow_flag::CANDIDATE })
     }
 
     /// Which of the two entries of a tuple the segment belongs to.
@@ -245,12 +246,22 @@ impl Slow<'_> {
     }
 }
 
+const NOTHING_NEW: New = New { hop: 0, replaces: NONE, flags: 0 };
+
 #[inline(always)]
-fn forward(backend: u32, entry: u32, outcome: Outcome) -> Decision {
-    Decision { backend, entry, outcome, cut: false, silent: false }
+fn opening(new: New) -> Planned {
+    let decision = Decision { backend: 0, entry: NONE, outcome: Outcome::NewFlow, cut: false, silent: false };
+    Ok(Plan { decision, new, opens: true })
 }
 
 #[inline(always)]
-fn cut(silent: bool) -> Decision {
-    Decision { backend: 0, entry: NONE, outcome: Outcome::DroppedCut, cut: true, silent }
+fn forward(backend: u32, entry: u32, outcome: Outcome) -> Plan {
+    let decision = Decision { backend, entry, outcome, cut: false, silent: false };
+    Plan { decision, new: NOTHING_NEW, opens: false }
+}
+
+#[inline(always)]
+fn cut(silent: bool) -> Plan {
+    let decision = Decision { backend: 0, entry: NONE, outcome: Outcome::DroppedCut, cut: true, silent };
+    Plan { decision, new: NOTHING_NEW, opens: false }
 }

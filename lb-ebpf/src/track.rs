@@ -14,6 +14,7 @@ use lb_common::{
 use crate::{
     count,
     entry::{FlowMap, FlowRef},
+    open,
     packet::Packet,
     parse::Ip,
     scratch::{self, Decision, Request},
@@ -143,8 +144,10 @@ fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcom
         service: arrival.service_slot,
         segment,
     };
-    if slow::ebb_slow() != 0 {
-        return Err(Outcome::DroppedNoBackend);
+    match slow::ebb_slow() {
+        slow::DECIDED => {}
+        slow::OPEN => open::open().ok_or(Outcome::DroppedNoBackend)?,
+        _ => return Err(Outcome::DroppedNoBackend),
     }
     scratch::row().map(|scratch| scratch.decision).ok_or(Outcome::DroppedMalformed)
 }

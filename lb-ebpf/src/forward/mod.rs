@@ -1,13 +1,20 @@
 //! Sending a packet to its backend, one module a mode.
 
 pub mod dsr;
+pub mod nat;
+pub mod tunnel;
 
 use lb_common::{
     backend::{Backend, backend_flag},
     outcome::Outcome,
+    service::{Service, forward as mode},
 };
 
-use crate::packet::Packet;
+use crate::{
+    packet::Packet,
+    rare::{self, Frame},
+    steer,
+};
 
 /// A packet that leaves, and how it is counted.
 #[derive(Clone, Copy)]
@@ -16,6 +23,26 @@ pub struct Sent {
     pub ifindex: u32,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+/// Sends a packet to its backend in the service's way. `hash` varies with the flow.
+#[inline(always)]
+pub fn send(
+    packet: &Packet,
+    frame: Frame,
+    service: &Service,
+    backend: u32,
+    entry: u32,
+    hash: u32,
+) -> Result<Sent, Outcome> {
+    match service.forward {
+        mode::NAT => rare::result(nat::ebb_nat(packet.context(), frame.0, backend, entry)),
+        mode::TUNNEL => rare::result(tunnel::ebb_tunnel(packet.context(), frame.0, backend, hash)),
+        _ => {
+            let row = steer::row(backend).ok_or(Outcome::DroppedNoBackend)?;
+            Ok(Sent { ifindex: dsr::send(packet, row)?, outcome: Outcome::Forwarded })
+        }
+    }
 }
 
 /// Writes the frame's addresses for a backend's next hop.

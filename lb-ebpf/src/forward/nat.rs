@@ -1,0 +1,215 @@
+//! Network address translation: the destination is rewritten on the way in, the source on the way back, which runs
+//! through this node because the backends' route to the clients does.
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::{
+    addr::Addr,
+    backend::{Backend, Keep},
+    control::{Control, Peer},
+    flow::{FlowKey, Meta, flow_flag, is_finished},
+    flow_table::{Entries, Entry, Lookup},
+    outcome::Outcome,
+    service::{Service, vip_kind},
+    tcp::{self, flag},
+    time,
+};
+
+use super::{Sent, address_frame, write_macs};
+use crate::{
+    by_family, clock, count,
+    entry::{FlowMap, FlowRef},
+    family::Family,
+    fragment,
+    maps::{CONTROL, PEERS, SERVICES},
+    nat_port,
+    packet::Packet,
+    parse::{self, Ip, Part, protocol},
+    rare,
+    rewrite::{self, Side, Translation},
+    scratch::{self, NONE, NatQuery},
+    services, steer,
+    track::Place,
+};
+
+/// Services that may share one backend endpoint.
+pub const SHARED_BY: u32 = 4;
+
+/// Sends a packet of a client to its backend.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_nat(ctx: *mut xdp_md, frame: u32, backend: u32, entry: u32) -> u64 {
+    rare::word(by_family!(ctx, frame, inbound(backend, entry)))
+}
+
+#[inline(always)]
+fn inbound<F: Family>(packet: &Packet, offset: usize, backend: u32, entry: u32) -> Result<Sent, Outcome> {
+    let ip = F::parse(packet, offset)?;
+    let row = steer::row(backend).ok_or(Outcome::DroppedNoBackend)?;
+    if row.addr.is_v4() == F::V6 {
+        return Err(Outcome::DroppedUnresolved);
+    }
+    let nat_port = if entry == NONE { 0 } else { FlowMap.at(entry).map_or(0, FlowRef::nat_port) };
+    let to = Translation { side: Side::Destination, addr: row.addr, port: row.port, other_port: nat_port };
+    rewrite::translate::<F>(packet, &ip, to)?;
+    let ifindex = address_frame(packet, row)?;
+    Ok(Sent { ifindex, outcome: Outcome::Forwarded })
+}
+
+/// Takes a backend's packet back to the client, if it is a reply on a flow.
+#[inline(always)]
+pub fn reply(packet: &Packet, frame: u32) -> Result<Sent, Outcome> {
+    match ebb_reply_flow(packet.context(), frame) {
+        NONE => Err(Outcome::NotForService),
+        OVER => rare::result(rare::ebb_reset(packet.context(), frame)),
+        OVER_SILENTLY => Err(Outcome::DroppedCut),
+        entry => rare::result(ebb_reply(packet.context(), frame, entry)),
+    }
+}
+
+/// The reply's flow is over, and the backend is told, unless it already says so itself.
+const OVER: u32 = NONE - 1;
+/// The reply's flow is over, and it is a datagram.
+const OVER_SILENTLY: u32 = NONE - 2;
+
+/// The entry of the flow that a backend's packet is a reply on, with the reply taken into its state; or else [`NONE`],
+/// [`OVER`] or [`OVER_SILENTLY`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_reply_flow(ctx: *mut xdp_md, frame: u32) -> u32 {
+    by_family!(ctx, frame, reply_flow()).unwrap_or(NONE)
+}
+
+#[inline(always)]
+fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome> {
+    let ip = F::parse(packet, offset)?;
+    let ports = parse::ports(packet, &ip).ok_or(Outcome::PassedMalformed)?;
+    let control = CONTROL.get(0).ok_or(Outcome::NotForService)?;
+    let index = flow_between(&ip, (&ip.source, ports as u16), (&ip.destination, (ports >> 16) as u16));
+    if index == NONE {
+        return Ok(NONE);
+    }
+    let entry = FlowMap.at(index).ok_or(Outcome::NotForService)?;
+    let backend = steer::row(entry.backend()).ok_or(Outcome::NotForService)?;
+    let now_ns = clock();
+    let meta = entry.meta();
+    let share = entry.key().hash(&control.table_keys) as u16;
+    let keep = backend.keeps(entry.generation(), is_finished(meta.flags()), share, now_ns);
+    if keep as u8 != Keep::Forward as u8 || meta.any(flow_flag::CUT) {
+        return Ok(if ip.protocol == protocol::TCP { OVER } else { OVER_SILENTLY });
+    }
+    follow(packet, &ip, control, entry, meta, time::ticks(now_ns))?;
+    Ok(index)
+}
+
+/// Rewrites a reply on the flow of an entry and sends it to the client.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_reply(ctx: *mut xdp_md, frame: u32, entry: u32) -> u64 {
+    rare::word(by_family!(ctx, frame, outbound(entry)))
+}
+
+#[inline(always)]
+fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sent, Outcome> {
+    let ip = F::parse(packet, offset)?;
+    let entry = FlowMap.at(entry).ok_or(Outcome::NotForService)?;
+    let key = entry.key();
+    let service = SERVICES.get(key.service() as u32).ok_or(Outcome::NotForService)?;
+    if ip.fragment.is(Part::First) {
+        fragment::remember_reply(&ip, entry, clock());
+    }
+    let to = Translation { side: Side::Source, addr: service.vip, port: service.port, other_port: key.port() };
+    rewrite::translate::<F>(packet, &ip, to)?;
+    to_peer(packet, entry.peer(), Outcome::Reply)
+}
+
+/// Takes the reply into the flow's state.
+#[inline(always)]
+fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Meta, now: u32) -> Result<(), Outcome> {
+    if ip.protocol != protocol::TCP {
+        entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED | flow_flag::REPLY_SEEN, now);
+        return Ok(());
+    }
+    let segment = parse::segment(packet, ip)?;
+    let old = entry.track(meta);
+    let new = tcp::from_server(old, segment);
+    entry.put_track(old, new);
+    entry.touch(meta, new.flags, now);
+    if segment.has(flag::RST) && new.flags & !old.flags & flow_flag::RST != 0 {
+        count::reset(control, entry.backend());
+    }
+    Ok(())
+}
+
+/// Addresses the frame for the peer that the client's packets come from.
+#[inline(always)]
+pub fn to_peer(packet: &Packet, row: u16, outcome: Outcome) -> Result<Sent, Outcome> {
+    let row = PEERS.get(row as u32).ok_or(Outcome::DroppedUnresolved)?;
+    let peer = Peer::unpack(row.peer).ok_or(Outcome::DroppedUnresolved)?;
+    let [d0, d1, d2, d3, d4, d5, ..] = peer.mac.to_le_bytes();
+    let [s0, s1, s2, s3, s4, s5, ..] = row.own_mac.to_le_bytes();
+    write_macs(packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
+    Ok(Sent { ifindex: peer.ifindex, outcome })
+}
+
+/// Whether an entry's flow goes to this endpoint.
+#[inline(always)]
+pub fn goes_to(entry: FlowRef, source: &Addr, port: u16) -> bool {
+    match steer::row(entry.backend()) {
+        Some(Backend { addr, port: its, .. }) => addr == source && *its == port,
+        None => false,
+    }
+}
+
+/// The entry of the flow between a backend's endpoint and a client as the backend knows it, or [`NONE`].
+#[inline(always)]
+pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16)) -> u32 {
+    let Some(scratch) = scratch::row() else { return NONE };
+    scratch.nat_query = NatQuery {
+        backend: *backend.0,
+        client: *client.0,
+        backend_port: backend.1,
+        client_port: client.1,
+        protocol: ip.protocol as u32,
+    };
+    ebb_nat_flow()
+}
+
+/// Answers this CPU's [`NatQuery`], whichever of the services that share the endpoint has the flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_nat_flow() -> u32 {
+    let (Some(scratch), Some(control)) = (scratch::row(), CONTROL.get(0)) else { return NONE };
+    let query = &scratch.nat_query;
+    let (backend, port) = (&query.backend, query.backend_port);
+    let mut probe = 0;
+    for _ in 0..SHARED_BY {
+        let found = services::find(control, vip_kind::NAT_SOURCE, backend, port, query.protocol as u8, probe);
+        let Some((service, next)) = found else { return NONE };
+        probe = next;
+        for mask in nat_port::MASKS {
+            let original = query.client_port ^ mask;
+            let key = FlowKey::new(query.client, original, service as u16);
+            if let Lookup::Found { index, .. } = Place::of(control, key).main()
+                && let Some(entry) = FlowMap.at(index)
+                && goes_to(entry, backend, port)
+                && knows_by(entry, original, query.client_port)
+            {
+                return index;
+            }
+        }
+    }
+    NONE
+}
+
+/// Whether the backend knows the client of a flow, whose own port is `original`, by `port`.
+#[inline(always)]
+pub fn knows_by(entry: FlowRef, original: u16, port: u16) -> bool {
+    let rewritten = entry.nat_port();
+    (if rewritten == 0 { original } else { rewritten }) == port
+}
+
+/// Whether a service's packets take this way.
+#[inline(always)]
+pub fn is_nat(service: &Service) -> bool {
+    service.forward == lb_common::service::forward::NAT
+}
