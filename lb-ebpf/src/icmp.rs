@@ -4,9 +4,8 @@
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     checksum,
-    control::{Control, control_flag},
-    flow::FlowKey,
-    flow_table::{Entries, Entry, Lookup},
+    control::control_flag,
+    flow_table::{Entries, Entry},
     outcome::Outcome,
     service::{Service, address_flag, vip_kind},
 };
@@ -21,10 +20,9 @@ use crate::{
     parse::{self, Ip, Part, protocol},
     rare::{self, Frame},
     rewrite::{self, Side, Translation},
-    scratch::NONE,
+    scratch::{self, NONE},
     services, steer,
     too_big::ICMP_HEADER,
-    track::Place,
 };
 
 /// Handles an ICMP packet, whole or a first fragment.
@@ -133,7 +131,7 @@ fn about_a_reply<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Result
     let found = services::find(control, vip_kind::SERVICE, &quoted.source, ports as u16, quoted.protocol, 0);
     let (slot, _) = found.ok_or(Outcome::NotForService)?;
     let service = SERVICES.get(slot).ok_or(Outcome::NotForService)?;
-    let (backend, entry) = owner(control, service, slot, &quoted, ports).ok_or(Outcome::DroppedNoBackend)?;
+    let (backend, entry) = owner(service, slot, &quoted, ports).ok_or(Outcome::DroppedNoBackend)?;
     if !nat::is_nat(service) {
         return rare::send_on(slot, backend, entry, ports, Outcome::IcmpError);
     }
@@ -148,10 +146,11 @@ fn about_a_reply<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Result
 
 /// The backend that owns the flow of a packet from the VIP to a client, and the flow's entry.
 #[inline(always)]
-fn owner(control: &Control, service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, u32)> {
-    let key = FlowKey::new(quoted.destination, (ports >> 16) as u16, slot as u16);
-    if let Lookup::Found { index, .. } = Place::of(control, key).main() {
-        return Some((FlowMap.at(index)?.backend(), index));
+fn owner(service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, u32)> {
+    scratch::row()?.nat_query.client = quoted.destination;
+    let index = nat::ebb_flow_of(slot, ports >> 16);
+    if let Some(entry) = FlowMap.at(index) {
+        return Some((entry.backend(), index));
     }
     let hash = steer::hash(service, &quoted.destination, ports.rotate_left(16));
     let choice = steer::forgotten(slot, service, hash, clock())?;

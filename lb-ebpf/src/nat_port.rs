@@ -3,18 +3,13 @@
 //! The backend would see the same tuple twice, so the later flow's source port is rewritten: to the original with some
 //! of its upper bits turned over, so that the original follows from it and no second entry is needed.
 
-use lb_common::{
-    flow::FlowKey,
-    flow_table::{Entries, Lookup},
-    service::vip_kind,
-};
+use lb_common::{flow_table::Entries, service::vip_kind};
 
 use crate::{
     entry::FlowMap,
-    forward::nat::{SHARED_BY, goes_to, knows_by},
+    forward::nat::{SHARED_BY, ebb_flow_of, goes_to, knows_by},
     maps::{CONTROL, SERVICES},
     scratch, services, steer,
-    track::Place,
 };
 
 /// What may be turned over in a port (network order as loaded); 0 leaves it as it is.
@@ -30,6 +25,8 @@ pub fn choose(backend: u32, port: u16) -> u32 {
     if ebb_nat_shared(backend) == 0 {
         return 0;
     }
+    let Some(scratch) = scratch::row() else { return TAKEN };
+    scratch.nat_query.client = scratch.request.client;
     for mask in MASKS {
         if ebb_nat_port_taken(backend, (port ^ mask) as u32) == 0 {
             return if mask == 0 { 0 } else { (port ^ mask) as u32 };
@@ -68,10 +65,8 @@ pub extern "C" fn ebb_nat_port_taken(backend: u32, port: u32) -> u32 {
         for mask in MASKS {
             let original = port ^ mask;
             let own = other == request.service && original == request.ports as u16;
-            let key = FlowKey::new(request.client, original, other as u16);
             if !own
-                && let Lookup::Found { index, .. } = Place::of(control, key).main()
-                && let Some(entry) = FlowMap.at(index)
+                && let Some(entry) = FlowMap.at(ebb_flow_of(other, original as u32))
                 && goes_to(entry, &row.addr, row.port)
                 && knows_by(entry, original, port)
             {

@@ -188,9 +188,8 @@ pub extern "C" fn ebb_nat_flow() -> u32 {
         probe = next;
         for mask in nat_port::MASKS {
             let original = query.client_port ^ mask;
-            let key = FlowKey::new(query.client, original, service as u16);
-            if let Lookup::Found { index, .. } = Place::of(control, key).main()
-                && let Some(entry) = FlowMap.at(index)
+            let index = ebb_flow_of(service, original as u32);
+            if let Some(entry) = FlowMap.at(index)
                 && goes_to(entry, backend, port)
                 && knows_by(entry, original, query.client_port)
             {
@@ -199,6 +198,18 @@ pub extern "C" fn ebb_nat_flow() -> u32 {
         }
     }
     NONE
+}
+
+/// The entry of the flow of this CPU's [`NatQuery::client`] with that port at a service, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_flow_of(service: u32, port: u32) -> u32 {
+    let (Some(scratch), Some(control)) = (scratch::row(), CONTROL.get(0)) else { return NONE };
+    let key = FlowKey::new(scratch.nat_query.client, port as u16, service as u16);
+    match Place::of(control, key).main() {
+        Lookup::Found { index, .. } => index,
+        Lookup::Missing { .. } => NONE,
+    }
 }
 
 /// Whether the backend knows the client of a flow, whose own port is `original`, by `port`.
