@@ -50,6 +50,9 @@ pub trait Family {
     /// DSCP and ECN.
     fn traffic_class(packet: &Packet, offset: usize) -> Option<u8>;
 
+    /// Replaces DSCP and ECN.
+    fn set_traffic_class(packet: &Packet, offset: usize, class: u8) -> Option<()>;
+
     /// Whether routers must not fragment it.
     fn is_never_fragmented(packet: &Packet, offset: usize) -> bool;
 
@@ -151,6 +154,16 @@ impl Family for V4 {
     #[inline(always)]
     fn traffic_class(packet: &Packet, offset: usize) -> Option<u8> {
         Some(packet.window::<{ Ipv4Hdr::LEN }>(offset)?.get::<u8, 1>())
+    }
+
+    #[inline(always)]
+    fn set_traffic_class(packet: &Packet, offset: usize, class: u8) -> Option<()> {
+        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset)?;
+        let old = header.get::<u16, 0>();
+        let new = u16::from_ne_bytes([old.to_ne_bytes()[0], class]);
+        header.put::<u16, 0>(new);
+        header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), checksum::replace16(0, old, new)));
+        Some(())
     }
 
     #[inline(always)]
@@ -309,6 +322,14 @@ impl Family for V6 {
     fn traffic_class(packet: &Packet, offset: usize) -> Option<u8> {
         let first = u16::from_be(packet.window::<{ Ipv6Hdr::LEN }>(offset)?.get::<u16, 0>());
         Some((first >> 4) as u8)
+    }
+
+    #[inline(always)]
+    fn set_traffic_class(packet: &Packet, offset: usize, class: u8) -> Option<()> {
+        let header = packet.window::<{ Ipv6Hdr::LEN }>(offset)?;
+        let first = u16::from_be(header.get::<u16, 0>());
+        header.put::<u16, 0>(((first & 0xf00f) | (class as u16) << 4).to_be());
+        Some(())
     }
 
     #[inline(always)]

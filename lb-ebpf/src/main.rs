@@ -9,11 +9,13 @@
 #![expect(clippy::inline_always, reason = "a call costs a stack frame, and the verifier loses packet bounds across it")]
 
 mod count;
+mod decap;
 mod entry;
 mod family;
 mod forward;
 mod fragment;
 mod icmp;
+mod log;
 mod maps;
 mod nat_port;
 mod open;
@@ -57,6 +59,13 @@ use crate::{
 pub fn ebb_xdp(ctx: XdpContext) -> u32 {
     let packet = Packet::new(&ctx);
     conclude(&packet, run(&packet))
+}
+
+/// Entry point of `ebb decap`.
+#[xdp]
+pub fn ebb_decap(ctx: XdpContext) -> u32 {
+    let packet = Packet::new(&ctx);
+    conclude(&packet, Err(decap::decapsulate(&packet)))
 }
 
 #[inline(always)]

@@ -81,6 +81,8 @@ pub struct Scratch {
     pub request: Request,
     /// Out.
     pub decision: Decision,
+    /// When this CPU last logged, ns.
+    pub logged_ns: u64,
     /// What the slow path wants opened.
     pub new: New,
     /// The entry to be made.

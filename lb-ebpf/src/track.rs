@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     count,
     entry::{FlowMap, FlowRef},
-    open,
+    log, open,
     packet::Packet,
     parse::Ip,
     scratch::{self, Decision, Request},
@@ -146,8 +146,16 @@ fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcom
     };
     match slow::ebb_slow() {
         slow::DECIDED => {}
-        slow::OPEN => open::open().ok_or(Outcome::DroppedNoBackend)?,
-        _ => return Err(Outcome::DroppedNoBackend),
+        slow::OPEN if open::open().is_some() => {}
+        _ => {
+            log::ebb_log(Outcome::DroppedNoBackend as u32);
+            return Err(Outcome::DroppedNoBackend);
+        }
     }
-    scratch::row().map(|scratch| scratch.decision).ok_or(Outcome::DroppedMalformed)
+    let scratch = scratch::row().ok_or(Outcome::DroppedMalformed)?;
+    let outcome = scratch.decision.outcome;
+    if matches!(outcome, Outcome::Untracked | Outcome::DroppedNatConflict) {
+        log::ebb_log(outcome as u32);
+    }
+    Ok(scratch.decision)
 }

@@ -9,7 +9,7 @@ use crate::{
     by_family,
     family::{Family, HOP_LIMIT},
     packet::Packet,
-    parse::{self, Ip, ether},
+    parse::ether,
     rare, steer, too_big,
 };
 
@@ -131,16 +131,4 @@ fn put_v6(packet: &Packet, row: &Backend, outer: Outer) -> Option<()> {
     header.put::<u64, 24>(row.addr.halves[0]);
     header.put::<u64, 32>(row.addr.halves[1]);
     Some(())
-}
-
-/// Whether the inner header reaches as far as a tunnelled packet must, for `ebb decap`.
-#[inline(always)]
-pub fn inner_ethertype(ip: &Ip) -> Option<u16> {
-    const V4_IN: u8 = IpProto::Ipv4 as u8;
-    const V6_IN: u8 = IpProto::Ipv6 as u8;
-    match ip.protocol {
-        V4_IN => Some(parse::ether::IPV4),
-        V6_IN => Some(parse::ether::IPV6),
-        _ => None,
-    }
 }
