@@ -1,3 +1,7 @@
 //! The network as the kernel tells it over netlink. Never by `/sys/class/net`, which may show another namespace.
 
 pub mod links;
+mod resolver;
+mod table;
+
+pub use resolver::NetlinkResolver;
