@@ -1,17 +1,14 @@
 //! The packet path's owner against the kernel: opening, adoption, refusals, rings, grace, unloading.
 //!
 //! Needs root and bpffs; each test has a network namespace and a pin directory of its own.
-#![expect(clippy::unwrap_used, reason = "a test ends where its helpers fail")]
-
 use std::{
     fs,
     net::IpAddr,
     path::PathBuf,
-    process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
+use crate::common::ip;
 use lb_userspace::{
     datapath::{
         BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, FlowFilter, Forward, Mode,
@@ -20,8 +17,7 @@ use lb_userspace::{
     net::links,
 };
 
-/// Runs `test` on a thread in a network namespace of its own, with the veth pair `ebb0`–`ebb1` up in it; whatever it
-/// spawns is in there too. The kernel removes the namespace with the thread.
+/// Runs `test` in a namespace with the veth pair `ebb0`–`ebb1` and a pin directory of its own.
 fn in_namespace(name: &'static str, test: impl FnOnce(PathBuf) + Send + 'static) {
     struct Pins(PathBuf);
     impl Drop for Pins {
@@ -29,26 +25,10 @@ fn in_namespace(name: &'static str, test: impl FnOnce(PathBuf) + Send + 'static)
             let _ = unload(&self.0, &[]);
         }
     }
-    let outcome = thread::spawn(move || {
-        // SAFETY: no memory is passed; only this thread moves to the new namespace.
-        let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        assert_eq!(moved, 0, "root is needed: {}", std::io::Error::last_os_error());
-        ip("link add ebb0 type veth peer name ebb1");
-        ip("link set lo up");
-        ip("link set ebb0 up");
-        ip("link set ebb1 up");
+    crate::common::in_namespace(move || {
         let pins = Pins(PathBuf::from(format!("/sys/fs/bpf/ebb-test-{name}-{}", std::process::id())));
         test(pins.0.clone());
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip is installed");
-    assert!(status.success(), "ip {arguments}");
+    });
 }
 
 fn options(pin_path: &std::path::Path) -> Options {
