@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use ebb_tests::{
     lab::{Arms, FAMILIES, Family, Lab, Plan},
     scene::{Forward, SOON, WEB_PORT},
-    traffic::{Client, Connection, Conversation, End, Fault, Group, Server, Transport},
+    traffic::{Client, Connection, Conversation, End, Fault, Group, Server, Transport, syn_flood},
     wait_until,
 };
 use lb_userspace::{
@@ -34,11 +34,15 @@ struct Stage {
 
 impl Stage {
     fn set(forward: Forward, arms: Arms, family: Family) -> Result<Self> {
+        Self::set_with(forward, arms, family, 20_000)
+    }
+
+    fn set_with(forward: Forward, arms: Arms, family: Family, max_flows: u32) -> Result<Self> {
         let lab = Lab::build(Plan { arms, replies: forward.replies(), ..Plan::default() })?;
         let options = Options {
             interfaces: lab.plan.interfaces().iter().map(|&name| name.to_owned()).collect(),
             mode: Mode::Native,
-            max_flows: 20_000,
+            max_flows,
             pin_path: lab.pin_path(),
             ..Options::default()
         };
@@ -231,6 +235,26 @@ fn outlives_its_table(forward: Forward, arms: Arms, family: Family) -> Result<()
     Ok(())
 }
 
+/// A flood of SYNs fills a small table while b1 drains: nothing established is broken or forgotten.
+#[test]
+fn a_flood_evicts_no_established_flow() -> Result<()> {
+    let mut stage = Stage::set_with(Forward::Dsr, Arms::One, Family::V4, 1_000)?;
+    let held = stage.hold(600, Duration::from_millis(200))?;
+    let at_b1 = held.tally().open_at("b1") as u64;
+    stage.drain(1, Duration::from_mins(1))?;
+    syn_flood(&stage.lab, stage.web(), 100_000)?;
+    let totals = stage.datapath.sweep(clock::coarse_ns())?.totals;
+    assert!(totals.live >= totals.capacity && totals.opening > 0, "the flood filled the table: {totals:?}");
+    // Another while the connections talk.
+    syn_flood(&stage.lab, stage.web(), 200_000)?;
+    assert_eq!(stage.flows(1)?.established, at_b1, "all of b1's connections are known");
+    let tally = held.finish_and_wait(SOON)?;
+    assert_eq!((tally.broken(), tally.clean), (0, 600), "{tally:?}");
+    let late = stage.hold(60, Duration::from_millis(100))?;
+    assert_eq!(late.tally().served_by("b1"), 0, "{:?}", late.tally());
+    late.finish_and_wait(SOON).map(drop)
+}
+
 macro_rules! each_arm {
     ($($name:ident: $forward:ident $arms:ident;)*) => {
         $(mod $name {
@@ -262,4 +286,6 @@ macro_rules! each_arm {
 each_arm! {
     dsr_one_arm: Dsr One;
     dsr_two_arms: Dsr Two;
+    nat_one_arm: Nat One;
+    nat_two_arms: Nat Two;
 }

@@ -4,6 +4,7 @@ mod account;
 mod apart;
 mod client;
 mod datagrams;
+mod flood;
 mod host;
 mod server;
 mod wire;
@@ -13,6 +14,7 @@ pub use self::{
     apart::serve_requests,
     client::{Client, Closer, Conversation, Group, Lasting},
     datagrams::DatagramGroup,
+    flood::syn_flood,
     server::{Server, Transport},
     wire::Name,
 };
