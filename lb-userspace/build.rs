@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -42,6 +43,7 @@ fn build() -> Result<()> {
         );
     }
     prepare_environment(&record);
+    let _held_while_building = share_inner_builds()?;
 
     let ebpf = root.join("lb-ebpf");
     aya_build::build_ebpf(
@@ -73,6 +75,28 @@ fn prepare_environment(record: &Record) {
         // SAFETY: as above.
         unsafe { env::remove_var(name) };
     }
+}
+
+/// Has every build of this script (for each profile, for each change of its dependencies) use one directory for the inner
+/// build, which would else compile `core` and aya's own build dependencies anew, a minute each time.
+///
+/// The lock keeps another build from replacing the object between its link and aya-build's copy.
+fn share_inner_builds() -> Result<File> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("run by Cargo")?);
+    // target/PROFILE/build/lb-userspace-HASH/out
+    let target = out.ancestors().nth(4).context("OUT_DIR lies in a target directory")?;
+    let shared = target.join("ebpf-object");
+    let failed = || format!("cannot prepare {}", shared.display());
+    fs::create_dir_all(&shared).with_context(failed)?;
+    let lock = File::create(shared.join("ebb.lock")).with_context(failed)?;
+    lock.lock().with_context(failed)?;
+
+    // aya-build has no argument for it either.
+    let fixed = out.join("aya-build");
+    if !fixed.exists() {
+        std::os::unix::fs::symlink(&shared, &fixed).with_context(failed)?;
+    }
+    Ok(lock)
 }
 
 fn utf8(path: &Path) -> Result<&str> {
