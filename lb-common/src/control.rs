@@ -27,8 +27,12 @@ pub struct Control {
     pub flow_slots: u32,
     /// Backend slots, the stride of the counters from CPU to CPU.
     pub backend_slots: u32,
+    /// Length of a jiffy in ns, or 0: then the packet path asks the coarse clock itself. See [`crate::time::from_jiffies`].
+    pub jiffy_ns: u32,
+    /// Coarse monotonic time at jiffy 0, ns, modulo 2^64.
+    pub jiffies_offset_ns: u64,
     /// Explicit padding.
-    pub pad: [u32; 7],
+    pub pad: [u64; 2],
     /// Secrets of the flow table's hash, drawn once when the table is made.
     pub table_keys: [u64; TABLE_KEYS],
 }

@@ -67,6 +67,13 @@ pub const fn near(a: u32, b: u32, window: u32) -> bool {
     a.wrapping_sub(b).wrapping_add(window) <= window.wrapping_mul(2)
 }
 
+/// How far two sequence numbers are apart, on the shorter way round.
+#[inline(always)]
+pub const fn distance(a: u32, b: u32) -> u32 {
+    let d = a.wrapping_sub(b);
+    if d > 1 << 31 { d.wrapping_neg() } else { d }
+}
+
 /// The tracked facts of a flow, and after [`from_client`] or [`from_server`] the new ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Track {

@@ -76,8 +76,9 @@ pub extern "C" fn ebb_remember(ctx: *mut xdp_md, frame: u32, backend: u32, servi
 #[inline(always)]
 fn remember<F: Family>(packet: &Packet, offset: usize, backend: u32, service: u32) {
     let Ok(ip) = F::parse(packet, offset) else { return };
+    let Some(control) = CONTROL.get(0) else { return };
     let generation = steer::row(backend).map_or(0, |row| row.generation);
-    let owner = FragmentOwner { backend, generation, seen_ns: clock(), service, reply_to: 0 };
+    let owner = FragmentOwner { backend, generation, seen_ns: clock(control), service, reply_to: 0 };
     // Without room the datagram is lost, as on any congested link.
     let _ = FRAGMENTS.insert(key(&ip, ip.fragment.id), owner, 0);
 }
@@ -108,8 +109,9 @@ fn follow<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome> {
     let Fragment { id, at, .. } = ip.fragment;
     // SAFETY: the value is copied out at once; a concurrent overwrite could at worst mis-send this one fragment.
     let owner = unsafe { FRAGMENTS.get(key(&ip, id)) }.copied();
+    let control = CONTROL.get(0).ok_or(Outcome::NotForService)?;
     let owner = match owner {
-        Some(owner) if clock().wrapping_sub(owner.seen_ns) < WAIT_NS => owner,
+        Some(owner) if clock(control).wrapping_sub(owner.seen_ns) < WAIT_NS => owner,
         _ => return Err(unplaced(&ip)),
     };
     let overwrites = ip.protocol == protocol::TCP && at < BEHIND_TCP_HEADER;

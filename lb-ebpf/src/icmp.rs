@@ -153,7 +153,7 @@ fn owner(service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, 
         return Some((entry.backend(), index));
     }
     let hash = steer::hash(service, &quoted.destination, ports.rotate_left(16));
-    let choice = steer::forgotten(slot, service, hash, clock())?;
+    let choice = steer::forgotten(slot, service, hash, clock(CONTROL.get(0)?))?;
     Some((choice.backend, NONE))
 }
 

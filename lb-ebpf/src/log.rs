@@ -4,7 +4,7 @@
 use aya_log_ebpf::{debug, warn};
 use lb_common::outcome::Outcome;
 
-use crate::{clock, scratch};
+use crate::{clock, maps::CONTROL, scratch};
 
 /// Least time between two lines of a CPU, ns.
 const INTERVAL_NS: u64 = 1_000_000_000;
@@ -13,8 +13,8 @@ const INTERVAL_NS: u64 = 1_000_000_000;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ebb_log(outcome: u32) -> u32 {
-    let Some(scratch) = scratch::row() else { return 0 };
-    let now = clock();
+    let (Some(scratch), Some(control)) = (scratch::row(), CONTROL.get(0)) else { return 0 };
+    let now = clock(control);
     if now.wrapping_sub(scratch.logged_ns) < INTERVAL_NS {
         return 0;
     }

@@ -34,7 +34,10 @@ mod track;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
-    helpers::{bpf_redirect, generated::bpf_ktime_get_coarse_ns},
+    helpers::{
+        bpf_redirect,
+        generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    },
     macros::xdp,
     programs::XdpContext,
 };
@@ -42,6 +45,7 @@ use lb_common::{
     control::{Control, control_flag},
     outcome::Outcome,
     service::vip_kind,
+    time,
 };
 
 use crate::{
@@ -122,11 +126,29 @@ fn conclude(packet: &Packet, done: Result<Sent, Outcome>) -> u32 {
     }
 }
 
-/// Coarse time.
+/// Coarse monotonic time, ns.
 #[inline(always)]
-fn clock() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+fn clock(control: &Control) -> u64 {
+    if control.jiffy_ns == 0 {
+        // SAFETY: a helper without arguments.
+        return unsafe { bpf_ktime_get_coarse_ns() };
+    }
+    // SAFETY: a helper without arguments, which 64-bit kernels inline to a load.
+    let jiffies = unsafe { bpf_jiffies64() };
+    time::from_jiffies(jiffies, control.jiffy_ns, control.jiffies_offset_ns)
+}
+
+/// Tells the daemon how the kernel's two clocks relate: writes the coarse time and the jiffies, 8 bytes each, over a
+/// frame's first bytes. Never attached, only test-run.
+#[xdp]
+pub fn ebb_clock(ctx: XdpContext) -> u32 {
+    if let Some(frame) = Packet::new(&ctx).window::<16>(0) {
+        // SAFETY: helpers without arguments.
+        let (coarse_ns, jiffies) = unsafe { (bpf_ktime_get_coarse_ns(), bpf_jiffies64()) };
+        frame.put::<u64, 0>(coarse_ns);
+        frame.put::<u64, 8>(jiffies);
+    }
+    XDP_DROP
 }
 
 /// One IP packet.
@@ -146,7 +168,7 @@ fn balance(packet: &Packet, control: &Control, ip: &Ip) -> Result<Sent, Outcome>
         return not_for_a_vip(packet, control, ip, ports);
     };
     let service = SERVICES.get(slot).ok_or(Outcome::NotForService)?;
-    let arrival = Arrival { packet, ip, ports, control, service_slot: slot, service, now_ns: clock() };
+    let arrival = Arrival { packet, ip, ports, control, service_slot: slot, service, now_ns: clock(control) };
     let decision = if ip.protocol == protocol::UDP {
         track::datagram(&arrival)?
     } else {

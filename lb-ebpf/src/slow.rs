@@ -226,10 +226,12 @@ impl Slow<'_> {
         let segment = self.request.segment;
         let Lookup::Found { index, meta } = self.place.second() else { return main };
         let (Some(first), Some(second)) = (FlowMap.at(main), FlowMap.at(index)) else { return main };
-        if tcp::near(segment.seq, first.client_seq(), WINDOW) {
+        let seq = second.client_seq();
+        // A reused port's new initial sequence number may lie within a window of the old flow's numbers (they advance by
+        // some 16 million a second, RFC 6528), so the nearer of the two decides.
+        if tcp::distance(segment.seq, first.client_seq()) <= tcp::distance(segment.seq, seq) {
             return main;
         }
-        let seq = second.client_seq();
         if meta.any(flow_flag::ESTABLISHED) {
             return if tcp::near(segment.seq, seq, WINDOW) { index } else { main };
         }

@@ -90,7 +90,7 @@ fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome>
     }
     let entry = FlowMap.at(index).ok_or(Outcome::NotForService)?;
     let backend = steer::row(entry.backend()).ok_or(Outcome::NotForService)?;
-    let now_ns = clock();
+    let now_ns = clock(control);
     let meta = entry.meta();
     let share = entry.key().hash(&control.table_keys) as u16;
     let keep = backend.keeps(entry.generation(), is_finished(meta.flags()), share, now_ns);
@@ -114,8 +114,10 @@ fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sen
     let entry = FlowMap.at(entry).ok_or(Outcome::NotForService)?;
     let key = entry.key();
     let service = SERVICES.get(key.service() as u32).ok_or(Outcome::NotForService)?;
-    if ip.fragment.is(Part::First) {
-        fragment::remember_reply(&ip, entry, clock());
+    if ip.fragment.is(Part::First)
+        && let Some(control) = CONTROL.get(0)
+    {
+        fragment::remember_reply(&ip, entry, clock(control));
     }
     let to = Translation { side: Side::Source, addr: service.vip, port: service.port, other_port: key.port() };
     rewrite::translate::<F>(packet, &ip, to)?;

@@ -13,6 +13,7 @@ use lb_common::{backend::Backend, flow_table, ring::Published};
 use super::{
     Adopted, AdoptedBackend, BackendSlot, BackendState, InterfaceInfo, Limits,
     attach::{self, Attachment, Mode},
+    clock,
     error::{OpenError, While as _},
     flows::Tally,
     log::ProgramLog,
@@ -115,6 +116,12 @@ impl EbpfDatapath {
         let sizes = options.sizes()?;
         let Loaded { program, id, mut ebpf, fresh, mut undo } = program::load(&pins, &sizes, options.log_level)?;
         let maps = Maps::open(&pins, sizes.cpus, fresh)?;
+        if let Some(found) = clock::jiffies(&mut ebpf) {
+            maps.set_control(|control| {
+                control.jiffies_offset_ns = found.offset_ns;
+                control.jiffy_ns = found.jiffy_ns;
+            });
+        }
         let mut datapath = Self {
             rings: Rings::default(),
             attachments: Vec::new(),
