@@ -6,6 +6,7 @@
 pub mod duration;
 mod error;
 pub mod model;
+pub mod ring;
 pub mod vip;
 
 pub use error::{Error, ErrorKind};
