@@ -7,6 +7,10 @@ pub mod duration;
 mod error;
 pub mod model;
 pub mod ring;
+pub mod slots;
+pub mod state;
+pub mod validate;
 pub mod vip;
+pub mod view;
 
 pub use error::{Error, ErrorKind};

@@ -1,0 +1,582 @@
+//! All services: what commands do to them, what is to be told and what is to be done about it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{
+    Now,
+    backend::{Action, Backend, Event, Notice},
+    service::{Entry, Service},
+};
+use crate::{
+    control::{
+        Error,
+        model::{self, BackendPatch, BackendSpec, DrainRequest, EventKind, LastDrain, ServicePatch, ServiceSpec, State},
+        slots::Slots,
+        validate,
+    },
+    datapath::{BackendCounters, BackendSlot, CutPolicy, Limits, NextHop, ServiceSlot, Sweep},
+};
+
+/// So many deleted backends' last drains are remembered, for those who wait for them.
+const DEPARTED_LIMIT: usize = 1_000;
+
+/// Everything there is.
+#[derive(Clone, Debug, Default)]
+pub struct Balancer {
+    /// The services, in the order in which they were added.
+    pub services: Vec<Service>,
+    /// Rows of services.
+    pub service_slots: Slots,
+    /// Rows of backends.
+    pub backend_slots: Slots,
+    /// When flows were last known to be missing from the table.
+    pub flow_state_lost_ns: Option<u64>,
+    /// The id of the next event.
+    pub next_event: u64,
+    /// Deleted backends and their last drains, the latest last.
+    pub departed: VecDeque<Departed>,
+    /// What happened and has not been told yet.
+    events: Vec<model::Event>,
+    /// What the engine has to do.
+    work: Vec<Work>,
+    /// Services whose rows, backends' rows or rings may have to be written.
+    dirty: BTreeSet<ServiceSlot>,
+    /// How many flows could not be recorded, at the latest look.
+    untracked: Option<u64>,
+}
+
+/// A backend that is no more.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Departed {
+    /// Its service.
+    pub service: String,
+    /// Its name.
+    pub backend: String,
+    /// Its last drain.
+    pub last_drain: Option<LastDrain>,
+}
+
+/// What only the owner of the datapath can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// End the live flows that are due.
+    Cut(BackendSlot, u32, CutPolicy),
+    /// End flows silent for so long.
+    CutIdle(BackendSlot, u32, CutPolicy, Duration),
+    /// Free the row.
+    Retire(BackendSlot, u32),
+    /// Clear the service's row and ring.
+    Clear(ServiceSlot),
+}
+
+impl Balancer {
+    /// Adds a service.
+    pub fn add_service(&mut self, spec: ServiceSpec, limits: Limits, now: Now) -> Result<ServiceSpec, Error> {
+        validate::service(&spec)?;
+        for other in &self.services {
+            if other.spec.name == spec.name {
+                let going = if other.removing { " (it is being removed)" } else { "" };
+                return Err(Error::Conflict(format!(
+                    "there is a service '{}' already{going}: choose another name, or change it by 'ebb service set'",
+                    spec.name
+                )));
+            }
+            if other.spec.vip == spec.vip {
+                return Err(Error::Conflict(format!(
+                    "{} is service {}'s already: choose another VIP, port or protocol",
+                    spec.vip, other.spec.name
+                )));
+            }
+        }
+        let (slot, _) = self.service_slots.allocate(u32::from(limits.services), now.mono_ns).ok_or_else(|| {
+            Error::Refused(format!("there is no room for another service: {} is the limit", limits.services))
+        })?;
+        let slot = ServiceSlot(u16::try_from(slot).map_err(|_| Error::Internal("service rows ran out".to_owned()))?);
+        let service = Service::new(spec, slot);
+        self.tell(EventKind::ServiceAdded, Some(&service.spec.name), now);
+        let spec = service.spec.clone();
+        self.services.push(service);
+        self.dirty.insert(slot);
+        Ok(spec)
+    }
+
+    /// Changes a service's settings.
+    pub fn set_service(&mut self, name: &str, patch: ServicePatch, now: Now) -> Result<ServiceSpec, Error> {
+        let at = self.find(name)?;
+        let before = &self.services[at].spec;
+        let spec = validate::patched(before, patch);
+        validate::service(&spec)?;
+        if spec == *before {
+            return Ok(spec);
+        }
+        let check_changed = spec.health != before.health;
+        self.services[at].spec = spec.clone();
+        if check_changed {
+            for backend in 0..self.services[at].backends.len() {
+                self.step(at, backend, Event::CheckChanged, now);
+            }
+        }
+        self.tell(EventKind::ServiceChanged, Some(name), now);
+        self.settle(at, now);
+        Ok(spec)
+    }
+
+    /// Drains a service's backends, removes them, then the service.
+    pub fn remove_service(&mut self, name: &str, at_once: bool, now: Now) -> Result<(), Error> {
+        let at = self.find(name)?;
+        self.services[at].removing = true;
+        for backend in (0..self.services[at].backends.len()).rev() {
+            self.step(at, backend, Event::Remove { now: at_once }, now);
+        }
+        self.settle(at, now);
+        self.bury(now);
+        Ok(())
+    }
+
+    /// Adds a backend.
+    pub fn add_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<(), Error> {
+        let at = self.find(service)?;
+        validate::backend(&self.services[at].spec, &spec)?;
+        let in_use = &self.services[at];
+        if in_use.removing {
+            return Err(Error::Conflict(format!("service {service} is being removed: add a new one once it is gone")));
+        }
+        if let Some(other) = in_use.backends.iter().find(|other| other.spec.name == spec.name) {
+            let going = if other.machine.removing { " (it is still draining; 'ebb activate' keeps it)" } else { "" };
+            return Err(Error::Conflict(format!(
+                "service {service} has a backend '{}' already{going}: choose another name",
+                spec.name
+            )));
+        }
+        let port = |spec: &BackendSpec| spec.address.port.unwrap_or(in_use.spec.vip.address.port());
+        if let Some(other) = in_use.backends.iter().find(|other| {
+            other.spec.address.ip == spec.address.ip && port(&other.spec) == port(&spec)
+        }) {
+            return Err(Error::Conflict(format!(
+                "{} is backend {service}/{}'s address already: change that one's weight if it is to get more",
+                spec.address, other.spec.name
+            )));
+        }
+        let (slot, generation) = self.backend_slots.allocate(limits.backends, now.mono_ns).ok_or_else(|| {
+            Error::Refused(format!("there is no room for another backend: {} is the limit", limits.backends))
+        })?;
+        let name = spec.name.clone();
+        self.services[at].backends.push(Entry {
+            spec,
+            slot: BackendSlot(slot),
+            generation,
+            machine: Backend::new(now),
+            next_hop: None,
+            ramp_since_ns: None,
+            baseline: BackendCounters::default(),
+            carried: BackendCounters::default(),
+            counted: BackendCounters::default(),
+            flows: None,
+        });
+        self.departed.retain(|departed| departed.service != service || departed.backend != name);
+        self.services[at].refresh_members();
+        let backend = self.services[at].backends.len() - 1;
+        self.tell_of(EventKind::BackendAdded, at, backend, now);
+        self.settle(at, now);
+        Ok(())
+    }
+
+    /// Changes a backend.
+    pub fn set_backend(&mut self, service: &str, name: &str, patch: &BackendPatch, now: Now) -> Result<(), Error> {
+        let (at, backend) = self.find_backend(service, name)?;
+        let Some(weight) = patch.weight else {
+            return Ok(());
+        };
+        validate::weight(weight)?;
+        if self.services[at].backends[backend].spec.weight != weight {
+            self.services[at].backends[backend].spec.weight = weight;
+            self.services[at].refresh_members();
+            self.tell_of(EventKind::BackendChanged, at, backend, now);
+            self.settle(at, now);
+        }
+        Ok(())
+    }
+
+    /// Drains a backend, then deletes it.
+    pub fn remove_backend(&mut self, service: &str, name: &str, at_once: bool, now: Now) -> Result<(), Error> {
+        let (at, backend) = self.find_backend(service, name)?;
+        if !self.services[at].backends[backend].machine.removing {
+            self.services[at].backends[backend].machine.removing = true;
+            self.tell_of(EventKind::BackendChanged, at, backend, now);
+        }
+        self.step(at, backend, Event::Remove { now: at_once }, now);
+        self.settle(at, now);
+        self.bury(now);
+        Ok(())
+    }
+
+    /// Starts or changes a drain, unless a guard refuses.
+    pub fn drain(&mut self, service: &str, name: &str, request: DrainRequest, now: Now) -> Result<(), Error> {
+        let (at, backend) = self.find_backend(service, name)?;
+        if !request.force {
+            self.services[at].guard(&[backend])?;
+        }
+        self.start_drain(at, backend, request, now);
+        Ok(())
+    }
+
+    /// Drains all backends with this address, unless a guard refuses one of them; returns (service, backend).
+    pub fn drain_address(
+        &mut self,
+        address: IpAddr,
+        request: DrainRequest,
+        now: Now,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let at_address = |service: &Service| -> Vec<usize> {
+            let entries = service.backends.iter().enumerate();
+            entries.filter(|(_, entry)| entry.spec.address.ip == address).map(|(at, _)| at).collect()
+        };
+        let found: Vec<(usize, Vec<usize>)> =
+            self.services.iter().enumerate().map(|(at, service)| (at, at_address(service))).collect();
+        if found.iter().all(|(_, backends)| backends.is_empty()) {
+            return Err(Error::NotFound(format!("no backend has the address {address}: 'ebb status' shows those there are")));
+        }
+        if !request.force {
+            for (at, backends) in &found {
+                self.services[*at].guard(backends)?;
+            }
+        }
+        let mut drained = Vec::new();
+        for (at, backends) in found {
+            for backend in backends {
+                let service = &self.services[at];
+                drained.push((service.spec.name.clone(), service.backends[backend].spec.name.clone()));
+                self.start_drain(at, backend, request, now);
+            }
+        }
+        Ok(drained)
+    }
+
+    fn start_drain(&mut self, at: usize, backend: usize, request: DrainRequest, now: Now) {
+        let timeout = request.timeout_s.map(|limit| limit.0);
+        self.step(at, backend, Event::Drain { timeout, on_timeout: request.on_timeout }, now);
+        self.settle(at, now);
+    }
+
+    /// Cancels a drain, or brings a drained backend back.
+    pub fn activate(&mut self, service: &str, name: &str, now: Now) -> Result<(), Error> {
+        let (at, backend) = self.find_backend(service, name)?;
+        if self.services[at].removing {
+            return Err(Error::Conflict(format!(
+                "service {service} is being removed: its backends cannot come back; add it again once it is gone"
+            )));
+        }
+        self.step(at, backend, Event::Activate, now);
+        self.settle(at, now);
+        Ok(())
+    }
+
+    /// News of a next hop.
+    pub fn next_hop(&mut self, address: IpAddr, next_hop: Option<NextHop>, now: Now) {
+        for at in 0..self.services.len() {
+            let mut touched = false;
+            for backend in 0..self.services[at].backends.len() {
+                let entry = &mut self.services[at].backends[backend];
+                if entry.spec.address.ip != address {
+                    continue;
+                }
+                touched = true;
+                // Pinned flows keep the last known one.
+                entry.next_hop = next_hop.or(entry.next_hop);
+                if entry.machine.resolved != next_hop.is_some() {
+                    self.step(at, backend, Event::Resolved(next_hop.is_some()), now);
+                }
+            }
+            if touched {
+                self.settle(at, now);
+            }
+        }
+    }
+
+    /// The result of a check.
+    pub fn check(&mut self, service: &str, name: &str, passed: bool, detail: String, now: Now) {
+        let Ok((at, backend)) = self.find_backend(service, name) else {
+            return;
+        };
+        let before = self.services[at].backends[backend].machine.state;
+        self.step(at, backend, Event::Check { passed, detail }, now);
+        if self.services[at].backends[backend].machine.state != before {
+            self.settle(at, now);
+        }
+    }
+
+    /// The packet path gives backends in a drain no new flow any more.
+    pub fn sealed(&mut self, slots: &BTreeSet<BackendSlot>, now: Now) {
+        for at in 0..self.services.len() {
+            for backend in 0..self.services[at].backends.len() {
+                let entry = &self.services[at].backends[backend];
+                if slots.contains(&entry.slot) && entry.machine.drain.is_some() {
+                    self.step(at, backend, Event::Sealed, now);
+                }
+            }
+        }
+    }
+
+    /// A complete look at the flow table.
+    pub fn look(&mut self, sweep: &Sweep, now: Now) {
+        if self.untracked.is_some_and(|before| sweep.totals.untracked > before) {
+            self.lose_flow_state("the flow table is full: new flows are steered by the hash alone", now);
+        }
+        self.untracked = Some(sweep.totals.untracked);
+        let by_slot: std::collections::HashMap<_, _> =
+            sweep.backends.iter().map(|flows| ((flows.slot, flows.generation), *flows)).collect();
+        for at in 0..self.services.len() {
+            let since_lost = self.flow_state_lost_ns.map(|lost| sweep.begun_ns.saturating_sub(lost));
+            let idle_ns = u64::try_from(self.services[at].idle_timeout().as_nanos()).unwrap_or(u64::MAX);
+            let complete = since_lost.is_none_or(|since| since >= idle_ns);
+            let mut moved = false;
+            for backend in (0..self.services[at].backends.len()).rev() {
+                let entry = &mut self.services[at].backends[backend];
+                let flows = by_slot.get(&(entry.slot, entry.generation)).copied();
+                entry.flows = flows;
+                let quiet = entry.machine.drain.is_none() && entry.machine.state != State::UnhealthyDraining;
+                let live = flows.map_or(0, |flows| flows.live());
+                if quiet {
+                    entry.machine.live = live;
+                    continue;
+                }
+                let before = entry.machine.state;
+                let oldest_ns = flows.and_then(|flows| flows.oldest_ns);
+                self.step(at, backend, Event::Look { begun_ns: sweep.begun_ns, live, oldest_ns, complete }, now);
+                moved |= self.services[at].backends.get(backend).is_none_or(|entry| entry.machine.state != before);
+            }
+            if moved {
+                self.settle(at, now);
+            }
+        }
+        self.bury(now);
+    }
+
+    /// From now on, and for one idle timeout, a count of none proves nothing.
+    pub fn lose_flow_state(&mut self, reason: &str, now: Now) {
+        let again = self.flow_state_lost_ns.is_some_and(|lost| now.mono_ns.saturating_sub(lost) < 10_000_000_000);
+        self.flow_state_lost_ns = Some(now.mono_ns);
+        if !again {
+            let mut event = self.event(EventKind::FlowStateLost, now);
+            event.reason = Some(reason.to_owned());
+            self.events.push(event);
+        }
+    }
+
+    /// Time passes: deadlines, slow starts.
+    pub fn tick(&mut self, now: Now) {
+        for at in 0..self.services.len() {
+            for backend in 0..self.services[at].backends.len() {
+                let machine = &self.services[at].backends[backend].machine;
+                if machine.drain.is_some() || machine.unhealthy_until.is_some() {
+                    self.step(at, backend, Event::Tick, now);
+                }
+            }
+            if self.services[at].is_ramping() {
+                self.settle(at, now);
+            }
+        }
+    }
+
+    /// What came of [`Work`]: connections were cut.
+    pub fn cut(&mut self, slot: BackendSlot, generation: u32, event: Event, now: Now) {
+        let found = self.services.iter().enumerate().find_map(|(at, service)| {
+            let here = |entry: &Entry| entry.slot == slot && entry.generation == generation;
+            service.backends.iter().position(here).map(|backend| (at, backend))
+        });
+        if let Some((at, backend)) = found {
+            let before = self.services[at].backends[backend].machine.state;
+            self.step(at, backend, event, now);
+            if self.services[at].backends.get(backend).is_none_or(|entry| entry.machine.state != before) {
+                self.settle(at, now);
+            }
+            self.bury(now);
+        }
+    }
+
+    /// Takes in a reading of the counters.
+    pub fn count(&mut self, readings: &[(BackendSlot, BackendCounters)]) {
+        let by_slot: std::collections::HashMap<_, _> = readings.iter().copied().collect();
+        for entry in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+            if let Some(reading) = by_slot.get(&entry.slot) {
+                entry.count(*reading);
+            }
+        }
+    }
+
+    /// Has the whole of everything written again.
+    pub fn touch_all(&mut self) {
+        self.dirty = self.services.iter().map(|service| service.slot).collect();
+    }
+
+    /// Says that the daemon has started.
+    pub fn announce_start(&mut self, now: Now) {
+        let event = self.event(EventKind::Started, now);
+        self.events.push(event);
+    }
+
+    /// What happened since this was last asked.
+    pub fn take_events(&mut self) -> Vec<model::Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// What is to be done since this was last asked.
+    pub fn take_work(&mut self) -> Vec<Work> {
+        std::mem::take(&mut self.work)
+    }
+
+    /// Services to be looked at since this was last asked.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceSlot> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Has a service looked at again.
+    pub fn touch(&mut self, slot: ServiceSlot) {
+        self.dirty.insert(slot);
+    }
+
+    /// The service in this row.
+    pub fn by_slot(&mut self, slot: ServiceSlot) -> Option<&mut Service> {
+        self.services.iter_mut().find(|service| service.slot == slot)
+    }
+
+    /// The place of a service in the list.
+    pub fn find(&self, name: &str) -> Result<usize, Error> {
+        self.services.iter().position(|service| service.spec.name == name).ok_or_else(|| {
+            Error::NotFound(format!("there is no service '{name}': 'ebb service list' shows those there are"))
+        })
+    }
+
+    /// The places of a service and of a backend in it.
+    pub fn find_backend(&self, service: &str, name: &str) -> Result<(usize, usize), Error> {
+        let at = self.find(service)?;
+        let backend = self.services[at].position(name).ok_or_else(|| {
+            Error::NotFound(format!(
+                "service {service} has no backend '{name}': 'ebb backend list {service}' shows those there are"
+            ))
+        })?;
+        Ok((at, backend))
+    }
+
+    fn settle(&mut self, at: usize, now: Now) {
+        self.services[at].settle(now);
+        self.dirty.insert(self.services[at].slot);
+    }
+
+    /// Takes a backend through an event and sees to what follows. The backend may be gone afterwards.
+    fn step(&mut self, at: usize, backend: usize, event: Event, now: Now) {
+        let actions = self.services[at].step(backend, event, now);
+        let (slot, generation) = {
+            let entry = &self.services[at].backends[backend];
+            (entry.slot, entry.generation)
+        };
+        if !actions.is_empty() {
+            self.dirty.insert(self.services[at].slot);
+        }
+        let mut gone = false;
+        for action in actions {
+            match action {
+                Action::Cut(policy) => self.work.push(Work::Cut(slot, generation, policy)),
+                Action::CutIdle(policy, idle) => self.work.push(Work::CutIdle(slot, generation, policy, idle)),
+                Action::Notify(notice) => self.notify(at, backend, notice, now),
+                Action::Delete => gone = true,
+            }
+        }
+        if gone {
+            self.delete(at, backend, now);
+        }
+    }
+
+    fn notify(&mut self, at: usize, backend: usize, notice: Notice, now: Now) {
+        let machine = &self.services[at].backends[backend].machine;
+        let drain = machine.drain.as_ref().map(|drain| drain.status(now));
+        let reason = Some(machine.reason.clone());
+        let state = Some(machine.state);
+        let mut event = self.event(EventKind::BackendState, now);
+        event.service = Some(self.services[at].spec.name.clone());
+        event.backend = Some(self.services[at].backends[backend].spec.name.clone());
+        match notice {
+            Notice::State(from) => {
+                event.from = Some(from);
+                event.state = state;
+                event.reason = reason;
+            }
+            Notice::DrainStarted => {
+                event.kind = EventKind::DrainStarted;
+                event.drain = drain;
+            }
+            Notice::DrainChanged => {
+                event.kind = EventKind::DrainChanged;
+                event.drain = drain;
+            }
+            Notice::DrainEnded(last_drain) => {
+                event.kind = EventKind::DrainEnded;
+                event.last_drain = Some(last_drain);
+            }
+        }
+        self.events.push(event);
+    }
+
+    fn delete(&mut self, at: usize, backend: usize, now: Now) {
+        self.tell_of(EventKind::BackendRemoved, at, backend, now);
+        let entry = self.services[at].backends.remove(backend);
+        self.services[at].refresh_members();
+        self.dirty.insert(self.services[at].slot);
+        self.work.push(Work::Retire(entry.slot, entry.generation));
+        self.backend_slots.free(entry.slot.0, now.mono_ns);
+        if self.departed.len() == DEPARTED_LIMIT {
+            self.departed.pop_front();
+        }
+        self.departed.push_back(Departed {
+            service: self.services[at].spec.name.clone(),
+            backend: entry.spec.name,
+            last_drain: entry.machine.last_drain,
+        });
+    }
+
+    /// Services being removed go once they are empty.
+    fn bury(&mut self, now: Now) {
+        while let Some(at) = self.services.iter().position(|service| service.removing && service.backends.is_empty()) {
+            let service = self.services.remove(at);
+            self.dirty.remove(&service.slot);
+            self.work.push(Work::Clear(service.slot));
+            self.service_slots.free(u32::from(service.slot.0), now.mono_ns);
+            self.tell(EventKind::ServiceRemoved, Some(&service.spec.name), now);
+        }
+    }
+
+    fn event(&mut self, kind: EventKind, now: Now) -> model::Event {
+        self.next_event += 1;
+        model::Event {
+            id: self.next_event,
+            at: now.wall,
+            kind,
+            service: None,
+            backend: None,
+            from: None,
+            state: None,
+            reason: None,
+            drain: None,
+            last_drain: None,
+        }
+    }
+
+    fn tell(&mut self, kind: EventKind, service: Option<&str>, now: Now) {
+        let mut event = self.event(kind, now);
+        event.service = service.map(str::to_owned);
+        self.events.push(event);
+    }
+
+    fn tell_of(&mut self, kind: EventKind, at: usize, backend: usize, now: Now) {
+        let mut event = self.event(kind, now);
+        let entry = &self.services[at].backends[backend];
+        event.service = Some(self.services[at].spec.name.clone());
+        event.backend = Some(entry.spec.name.clone());
+        event.state = Some(entry.machine.state);
+        self.events.push(event);
+    }
+}

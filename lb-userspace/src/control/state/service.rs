@@ -1,0 +1,308 @@
+//! A service: its backends, who of them is in rotation, and what guards say to a drain.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Now,
+    backend::{Action, Backend, ComesBack, Context, Event, step},
+};
+use crate::{
+    control::{
+        Error,
+        model::{BackendSpec, MaxOut, Protocol, ServiceSpec, State, WhenUnhealthy},
+        ring::{Member, Ring, member_key},
+    },
+    datapath::{
+        self, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, CutPolicy, NextHop, ServiceConfig,
+        ServiceSlot,
+    },
+};
+
+/// Idle timeouts where none is set, as AWS's network load balancer has them.
+const TCP_IDLE: Duration = Duration::from_secs(350);
+const UDP_IDLE: Duration = Duration::from_secs(120);
+/// The share of its slots that a slow starter begins with, in thousandths.
+const SLOW_START_FLOOR: u64 = 50;
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// What was asked for.
+    pub spec: ServiceSpec,
+    /// Its row.
+    pub slot: ServiceSlot,
+    /// It goes once its last backend has gone.
+    pub removing: bool,
+    /// Its backends, in the order in which they were added.
+    pub backends: Vec<Entry>,
+    /// Its steering table.
+    pub ring: Ring,
+    /// No backend is healthy and the unhealthy serve.
+    pub failing_open: bool,
+}
+
+/// A backend within its service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What was asked for.
+    pub spec: BackendSpec,
+    /// Its row.
+    pub slot: BackendSlot,
+    /// Tells it from the row's earlier holders.
+    pub generation: u32,
+    /// Its state machine.
+    pub machine: Backend,
+    /// The latest known next hop.
+    pub next_hop: Option<NextHop>,
+    /// When its slow start began.
+    pub ramp_since_ns: Option<u64>,
+    /// What its row's counters said when it got the row.
+    pub baseline: BackendCounters,
+    /// What it had counted when the row's counters began anew.
+    pub carried: BackendCounters,
+    /// What the row's counters said at the latest reading.
+    pub counted: BackendCounters,
+    /// Its flows at the latest look.
+    #[serde(skip)]
+    pub flows: Option<BackendFlows>,
+}
+
+impl Entry {
+    /// Its counts since it was added.
+    pub fn totals(&self) -> BackendCounters {
+        let since = |now: u64, base: u64, carried: u64| carried + now.saturating_sub(base);
+        BackendCounters {
+            new_flows: since(self.counted.new_flows, self.baseline.new_flows, self.carried.new_flows),
+            packets: since(self.counted.packets, self.baseline.packets, self.carried.packets),
+            bytes: since(self.counted.bytes, self.baseline.bytes, self.carried.bytes),
+        }
+    }
+
+    /// Takes in a reading of its row's counters. Counters that went back have begun anew.
+    pub fn count(&mut self, reading: BackendCounters) {
+        let went_back = reading.new_flows < self.counted.new_flows
+            || reading.packets < self.counted.packets
+            || reading.bytes < self.counted.bytes;
+        if went_back {
+            self.carried = self.totals();
+            self.baseline = BackendCounters::default();
+        }
+        self.counted = reading;
+    }
+
+    fn member(&self) -> Member {
+        Member {
+            id: self.slot,
+            key: member_key(&self.spec.name, &self.spec.address.to_string()),
+            weight: self.spec.weight,
+        }
+    }
+
+    /// An operator has it out of rotation.
+    fn is_out(&self) -> bool {
+        matches!(self.machine.state, State::Draining | State::Drained)
+    }
+}
+
+impl Service {
+    /// A service without backends.
+    pub fn new(spec: ServiceSpec, slot: ServiceSlot) -> Self {
+        Self { spec, slot, removing: false, backends: Vec::new(), ring: Ring::new(&[]), failing_open: false }
+    }
+
+    /// Silence after which one of its flows counts as finished.
+    pub fn idle_timeout(&self) -> Duration {
+        let default = match self.spec.vip.protocol {
+            Protocol::Tcp => TCP_IDLE,
+            Protocol::Udp => UDP_IDLE,
+        };
+        self.spec.idle_timeout_s.map_or(default, |idle| idle.0)
+    }
+
+    /// The place of a backend in the list.
+    pub fn position(&self, backend: &str) -> Option<usize> {
+        self.backends.iter().position(|entry| entry.spec.name == backend)
+    }
+
+    /// Takes one backend through an event.
+    pub fn step(&mut self, at: usize, event: Event, now: Now) -> Vec<Action> {
+        let entry = &mut self.backends[at];
+        let inside = self.ring.is_in(entry.slot);
+        let context = Context { service: &self.spec, failing_open: self.failing_open && inside, inside };
+        let (machine, actions) = step(entry.machine.clone(), event, context, now);
+        entry.machine = machine;
+        actions
+    }
+
+    /// Tells the ring who its members are.
+    pub fn refresh_members(&mut self) {
+        let members: Vec<Member> = self.backends.iter().map(Entry::member).collect();
+        self.ring.set_members(&members);
+    }
+
+    /// The ring's members.
+    pub fn members(&self) -> Vec<Member> {
+        self.backends.iter().map(Entry::member).collect()
+    }
+
+    /// Brings the ring to what the states say: who is in rotation, who is remembered, how far slow starts are.
+    pub fn settle(&mut self, now: Now) {
+        let active = |entry: &Entry| entry.machine.state == State::Active;
+        let serving = self.backends.iter().any(|entry| active(entry) && entry.spec.weight > 0);
+        self.failing_open = !serving && self.spec.when_unhealthy == WhenUnhealthy::FailOpen;
+        let failing_open = self.failing_open;
+        let unhealthy = |entry: &Entry| {
+            matches!(entry.machine.state, State::Unhealthy | State::UnhealthyDraining) && entry.next_hop.is_some()
+        };
+        let wanted: Vec<bool> =
+            self.backends.iter().map(|entry| active(entry) || (failing_open && unhealthy(entry))).collect();
+        for (at, wanted) in wanted.iter().enumerate() {
+            if *wanted && !self.ring.is_in(self.backends[at].slot) {
+                self.enter(at, now);
+            }
+        }
+        for (entry, wanted) in self.backends.iter_mut().zip(wanted) {
+            let remembered = match &entry.machine.drain {
+                Some(drain) => drain.was_in,
+                None => entry.machine.state == State::UnhealthyDraining && !wanted,
+            };
+            self.ring.set_draining(entry.slot, remembered);
+            if !wanted && self.ring.is_in(entry.slot) {
+                self.ring.leave(entry.slot);
+                entry.ramp_since_ns = None;
+            }
+        }
+        self.ramp(now);
+    }
+
+    fn enter(&mut self, at: usize, now: Now) {
+        let slow = self.spec.slow_start_s.0;
+        let entry = &mut self.backends[at];
+        let comes_back = std::mem::take(&mut entry.machine.comes_back);
+        let slowly = !slow.is_zero() && comes_back != ComesBack::Cancelled && !self.failing_open;
+        let rebalance = comes_back == ComesBack::ByItself;
+        self.ring.enter(entry.slot, rebalance, slowly.then_some(SLOW_START_FLOOR as u32));
+        entry.ramp_since_ns = self.ring.is_ramping(entry.slot).then_some(now.mono_ns);
+    }
+
+    fn ramp(&mut self, now: Now) {
+        let whole_ns = self.spec.slow_start_s.0.as_nanos().max(1);
+        for entry in &mut self.backends {
+            let Some(since) = entry.ramp_since_ns else { continue };
+            let elapsed_ns = u128::from(now.mono_ns.saturating_sub(since));
+            let share = u64::try_from(elapsed_ns * 1_000 / whole_ns).unwrap_or(1_000).clamp(SLOW_START_FLOOR, 1_000);
+            self.ring.ramp(entry.slot, share as u32);
+            if !self.ring.is_ramping(entry.slot) {
+                entry.ramp_since_ns = None;
+            }
+        }
+    }
+
+    /// Whether a slow start has to go on.
+    pub fn is_ramping(&self) -> bool {
+        self.backends.iter().any(|entry| entry.ramp_since_ns.is_some())
+    }
+
+    /// Whether these backends may be drained together.
+    pub fn guard(&self, drained: &[usize]) -> Result<(), Error> {
+        let goes = |at: usize| drained.contains(&at);
+        let serves = |entry: &Entry| self.ring.is_in(entry.slot) && entry.spec.weight > 0;
+        let serving_go = self.backends.iter().enumerate().any(|(at, entry)| goes(at) && serves(entry));
+        let serving_stay = self.backends.iter().enumerate().any(|(at, entry)| !goes(at) && serves(entry));
+        let service = &self.spec.name;
+        if serving_go && !serving_stay {
+            return Err(Error::Refused(format!(
+                "this would leave service {service} without a backend for new flows: bring another one up first, or use --force"
+            )));
+        }
+        let Some(max_out) = self.spec.max_out else {
+            return Ok(());
+        };
+        let all = self.backends.len();
+        let allowed = match max_out {
+            MaxOut::Count(count) => count as usize,
+            MaxOut::Percent(0) => 0,
+            MaxOut::Percent(percent) => (all * usize::from(percent) / 100).max(1),
+        };
+        let newly = drained.iter().any(|at| !self.backends[*at].is_out());
+        let out = self.backends.iter().enumerate().filter(|(at, entry)| goes(*at) || entry.is_out()).count();
+        if newly && out > allowed {
+            return Err(Error::Refused(format!(
+                "this would have {out} of {all} backends of service {service} out at once, and it allows {allowed}: wait for a drain to end and activate that backend, or use --force"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Its row.
+    pub fn config(&self) -> ServiceConfig {
+        ServiceConfig {
+            vip: self.spec.vip.address,
+            protocol: self.spec.vip.protocol,
+            forward: self.spec.forward,
+            idle_timeout: self.idle_timeout(),
+            fin_quiet: self.spec.fin_quiet_s.0,
+            on_drain_timeout: self.spec.on_drain_timeout,
+            affinity: self.spec.affinity,
+            per_datagram: self.spec.per_datagram,
+        }
+    }
+
+    /// A backend's row.
+    pub fn backend_config(&self, entry: &Entry) -> BackendConfig {
+        let drain = entry.machine.drain.as_ref();
+        BackendConfig {
+            service: self.slot,
+            address: entry.spec.address.ip,
+            port: entry.spec.address.port.unwrap_or(self.spec.vip.address.port()),
+            generation: entry.generation,
+            state: self.row_state(entry),
+            deadline_ns: self.row_deadline(entry),
+            on_timeout: self.cut_policy(entry),
+            cut_window: drain.map_or(Duration::ZERO, |_| self.spec.cut_window_s.0),
+            next_hop: entry.next_hop,
+        }
+    }
+
+    /// How the backend's flows end, if they have to.
+    pub fn cut_policy(&self, entry: &Entry) -> CutPolicy {
+        entry.machine.drain.as_ref().map_or(self.spec.on_drain_timeout, |drain| drain.on_timeout)
+    }
+
+    fn row_state(&self, entry: &Entry) -> BackendState {
+        if self.ring.is_in(entry.slot) {
+            return BackendState::Active;
+        }
+        match entry.machine.state {
+            State::Initial => BackendState::Initial,
+            // Not in the ring yet: it takes no new flow before `settle` has put it there.
+            State::Active => BackendState::Initial,
+            State::Draining => BackendState::Draining,
+            State::Drained => BackendState::Drained,
+            State::Unhealthy => BackendState::Unhealthy,
+            State::UnhealthyDraining => BackendState::UnhealthyDraining,
+        }
+    }
+
+    fn row_deadline(&self, entry: &Entry) -> Option<u64> {
+        match self.row_state(entry) {
+            BackendState::Draining => entry.machine.drain.as_ref()?.deadline.map(|deadline| deadline.mono_ns),
+            BackendState::UnhealthyDraining => entry.machine.unhealthy_until.map(|until| until.mono_ns),
+            _ => None,
+        }
+    }
+
+    /// Where its backends answer from, if it forwards by `nat`.
+    pub fn nat_endpoints(&self) -> impl Iterator<Item = datapath::NatEndpoint> {
+        let nat = self.spec.forward == datapath::Forward::Nat;
+        self.backends.iter().filter(move |_| nat).map(|entry| datapath::NatEndpoint {
+            backend: entry.slot,
+            service: self.slot,
+            address: entry.spec.address.ip,
+            port: entry.spec.address.port.unwrap_or(self.spec.vip.address.port()),
+            protocol: self.spec.vip.protocol,
+        })
+    }
+}

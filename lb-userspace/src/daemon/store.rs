@@ -1,0 +1,209 @@
+//! What survives the daemon: `state.json`, written whole and put in place by a rename.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    control::{
+        model::ServiceSpec,
+        ring::{Ring, SavedRing},
+        slots::Slots,
+        state::{
+            Now,
+            balancer::{Balancer, Departed},
+            service::{Entry, Service},
+        },
+    },
+    datapath::ServiceSlot,
+};
+
+/// The format written. Another one is refused: better no start than a wrong one.
+const VERSION: u32 = 1;
+const FILE: &str = "state.json";
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk said no.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not what this program writes.
+    #[error("{path} is not a state this version of ebb can read ({why}): move it away to start empty")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Where the state is kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    version: u32,
+    boot_id: String,
+    next_event: u64,
+    flow_state_lost_ns: Option<u64>,
+    service_slots: Slots,
+    backend_slots: Slots,
+    departed: VecDeque<Departed>,
+    services: Vec<SavedService>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedService {
+    spec: ServiceSpec,
+    slot: ServiceSlot,
+    removing: bool,
+    backends: Vec<Entry>,
+    ring: SavedRing,
+}
+
+/// A state that was read.
+#[derive(Debug)]
+pub struct Restored {
+    /// Everything, as it was when it was written.
+    pub balancer: Balancer,
+    /// The machine has not been booted since: monotonic times still hold.
+    pub same_boot: bool,
+}
+
+impl Store {
+    /// A store in this directory, which is made if it is missing.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let directory = directory.into();
+        fs::create_dir_all(&directory).map_err(|source| StoreError::Io {
+            action: "make the directory",
+            path: directory.clone(),
+            source,
+        })?;
+        Ok(Self { directory })
+    }
+
+    /// The state in words of the file. Pure apart from the ring, which works out what to write once after a change.
+    pub fn render(balancer: &mut Balancer, boot_id: &str) -> Vec<u8> {
+        let services = balancer.services.iter_mut().map(|service| SavedService {
+            spec: service.spec.clone(),
+            slot: service.slot,
+            removing: service.removing,
+            backends: service.backends.clone(),
+            ring: service.ring.save(),
+        });
+        let saved = Saved {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            services: services.collect(),
+            next_event: balancer.next_event,
+            flow_state_lost_ns: balancer.flow_state_lost_ns,
+            service_slots: balancer.service_slots.clone(),
+            backend_slots: balancer.backend_slots.clone(),
+            departed: balancer.departed.clone(),
+        };
+        // Plain data with string keys: there is nothing in it that JSON could not say.
+        serde_json::to_vec(&saved).unwrap_or_default()
+    }
+
+    /// Writes a rendered state so that after a crash there is either this one or the one before, whole.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.directory.join(FILE);
+        let aside = self.directory.join(format!("{FILE}.new"));
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { action, path, source }
+        };
+        let mut file = fs::File::create(&aside).map_err(failed("create", &aside))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", &aside))?;
+        fs::rename(&aside, &path).map_err(failed("replace", &path))?;
+        let directory = fs::File::open(&self.directory).map_err(failed("open", &self.directory))?;
+        directory.sync_all().map_err(failed("sync", &self.directory))
+    }
+
+    /// Reads the state; `None` when there is none yet.
+    pub fn read(&self, boot_id: &str, now: Now) -> Result<Option<Restored>, StoreError> {
+        let path = self.directory.join(FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+        };
+        let malformed = |why: String| StoreError::Malformed { path: path.clone(), why };
+        let version: Version = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        if version.version != VERSION {
+            return Err(malformed(format!("it has version {}, not {VERSION}", version.version)));
+        }
+        let saved: Saved = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let same_boot = !boot_id.is_empty() && saved.boot_id == boot_id;
+        let mut balancer = Balancer {
+            services: saved.services.into_iter().map(restore_service).collect(),
+            service_slots: saved.service_slots,
+            backend_slots: saved.backend_slots,
+            flow_state_lost_ns: saved.flow_state_lost_ns.filter(|_| same_boot),
+            next_event: saved.next_event,
+            departed: saved.departed,
+            ..Balancer::default()
+        };
+        if !same_boot {
+            after_reboot(&mut balancer, now);
+        }
+        Ok(Some(Restored { balancer, same_boot }))
+    }
+
+    /// Forgets the state, as `ebb unload` does.
+    pub fn erase(&self) -> Result<(), StoreError> {
+        let path = self.directory.join(FILE);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Io { action: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+fn restore_service(saved: SavedService) -> Service {
+    let mut service = Service::new(saved.spec, saved.slot);
+    service.removing = saved.removing;
+    service.backends = saved.backends;
+    let members = service.members();
+    // A ring that does not fit its members is built afresh; `settle` puts into rotation who belongs there.
+    service.ring = Ring::restore(&saved.ring, &members).unwrap_or_else(|| Ring::new(&members));
+    service
+}
+
+/// Monotonic times of another boot mean nothing: deadlines go on by the wall clock, the rest starts anew.
+fn after_reboot(balancer: &mut Balancer, now: Now) {
+    for entry in balancer.services.iter_mut().flat_map(|service| &mut service.backends) {
+        if let Some(drain) = &mut entry.machine.drain {
+            drain.deadline = drain.deadline.map(|deadline| deadline.after_reboot(now));
+        }
+        let until = &mut entry.machine.unhealthy_until;
+        *until = until.map(|until| until.after_reboot(now));
+        entry.ramp_since_ns = entry.ramp_since_ns.map(|_| now.mono_ns);
+        // Interfaces may have other indices now.
+        entry.next_hop = None;
+    }
+}
