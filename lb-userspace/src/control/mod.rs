@@ -6,11 +6,12 @@
 pub mod duration;
 mod error;
 pub mod model;
+pub mod reconcile;
 pub mod ring;
 pub mod slots;
 pub mod state;
 pub mod validate;
-pub mod vip;
 pub mod view;
+pub mod vip;
 
 pub use error::{Error, ErrorKind};

@@ -1,16 +1,14 @@
 //! What is shown of it all.
 
+use super::{Error, model::State};
 use super::{
-    model::{
-        BackendStatus, DatapathStatus, DrainStarted, InterfaceStatus, ServiceStatus, Status, WaitFor, WaitResult,
-    },
+    model::{BackendStatus, DatapathStatus, DrainStarted, InterfaceStatus, ServiceStatus, Status, WaitFor, WaitResult},
     state::{
         Now,
         balancer::{Balancer, Departed},
         service::{Entry, Service},
     },
 };
-use super::{Error, model::State};
 use crate::datapath::{FlowTotals, InterfaceInfo};
 
 /// `ebb status`, of one service or of all.
@@ -77,12 +75,8 @@ pub fn drain_started(service: &str, entry: &Entry, now: Now) -> DrainStarted {
 
 /// The answer to a wait, if what is waited for has come: `None` means wait on.
 pub fn awaited(balancer: &Balancer, service: &str, name: &str, what: WaitFor) -> Option<Result<WaitResult, Error>> {
-    let result = |state, last_drain| WaitResult {
-        service: service.to_owned(),
-        backend: name.to_owned(),
-        state,
-        last_drain,
-    };
+    let result =
+        |state, last_drain| WaitResult { service: service.to_owned(), backend: name.to_owned(), state, last_drain };
     let (at, backend) = match balancer.find_backend(service, name) {
         Ok(found) => found,
         Err(error) => {
@@ -94,7 +88,9 @@ pub fn awaited(balancer: &Balancer, service: &str, name: &str, what: WaitFor) ->
     let machine = &balancer.services[at].backends[backend].machine;
     let done = match what {
         WaitFor::Active => machine.state == State::Active,
-        WaitFor::Drained => machine.drain.is_none() && (machine.state == State::Drained || machine.last_drain.is_some()),
+        WaitFor::Drained => {
+            machine.drain.is_none() && (machine.state == State::Drained || machine.last_drain.is_some())
+        }
     };
     done.then(|| Ok(result(Some(machine.state), machine.last_drain.clone())))
 }

@@ -60,7 +60,6 @@ pub struct CheckReport {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What the engine is asked.
-#[expect(dead_code, reason = "read by the engine, which lands next")]
 #[derive(Debug)]
 pub(super) enum Request {
     AddService(Box<ServiceSpec>, Reply<ServiceSpec>),
@@ -83,7 +82,6 @@ pub(super) enum Request {
 }
 
 impl Handle {
-    #[expect(dead_code, reason = "called by the engine, which lands next")]
     pub(super) fn new(requests: mpsc::Sender<Request>, targets: watch::Receiver<Arc<Vec<CheckTarget>>>) -> Self {
         Self { requests, targets }
     }

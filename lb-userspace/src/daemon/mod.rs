@@ -1,8 +1,13 @@
 //! The async shells around the control core: the engine that owns the datapath, the clock, what is kept on disk.
 
 pub mod clock;
+mod engine;
+#[cfg(test)]
+pub(crate) mod fake;
 mod handle;
 mod resolver;
+pub mod store;
 
+pub use engine::{Engine, EngineOptions, StartError};
 pub use handle::{CheckReport, CheckTarget, EventStream, Handle};
 pub use resolver::{NextHopUpdate, Resolver};

@@ -152,15 +152,13 @@ impl Store {
         }
         let saved: Saved = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         let same_boot = !boot_id.is_empty() && saved.boot_id == boot_id;
-        let mut balancer = Balancer {
-            services: saved.services.into_iter().map(restore_service).collect(),
-            service_slots: saved.service_slots,
-            backend_slots: saved.backend_slots,
-            flow_state_lost_ns: saved.flow_state_lost_ns.filter(|_| same_boot),
-            next_event: saved.next_event,
-            departed: saved.departed,
-            ..Balancer::default()
-        };
+        let mut balancer = Balancer::default();
+        balancer.services = saved.services.into_iter().map(restore_service).collect();
+        balancer.service_slots = saved.service_slots;
+        balancer.backend_slots = saved.backend_slots;
+        balancer.flow_state_lost_ns = saved.flow_state_lost_ns.filter(|_| same_boot);
+        balancer.next_event = saved.next_event;
+        balancer.departed = saved.departed;
         if !same_boot {
             after_reboot(&mut balancer, now);
         }

@@ -322,10 +322,8 @@ impl Shares {
     fn new(weights: &[u32], base: &[u32], size: u32) -> Self {
         let total: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
         let slots = u128::from(size) << FRACTION_BITS;
-        let target = weights
-            .iter()
-            .map(|weight| if total == 0 { 0 } else { (slots * u128::from(*weight) / total) as i64 })
-            .collect();
+        let target =
+            weights.iter().map(|weight| (slots * u128::from(*weight)).checked_div(total).unwrap_or(0) as i64).collect();
         let mut has = vec![0; weights.len()];
         let mut nobody = 0;
         for owner in base {
@@ -350,7 +348,7 @@ impl Shares {
     fn surplus(&self, index: u32) -> u32 {
         let index = index as usize;
         let ceiling = (self.target[index] + ONE - 1) / ONE * ONE;
-        (((self.has[index] - ceiling) / ONE).max(0)) as u32
+        u32::try_from((self.has[index] - ceiling) / ONE).unwrap_or(0)
     }
 
     /// One more slot stays within the share rounded up.

@@ -222,8 +222,7 @@ impl Ring {
 /// A key for [`Member`] from what names a backend: FNV-1a, then mixed.
 pub fn member_key(name: &str, address: &str) -> u64 {
     let bytes = name.bytes().chain([0]).chain(address.bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     table::mix(hash)
 }

@@ -77,7 +77,8 @@ impl Ring {
 
     /// Has a member's former slots remember it while its drain runs, or forget it.
     pub fn set_draining(&mut self, id: BackendSlot, draining: bool) {
-        let Some(index) = self.index_of.get(&id).copied().filter(|index| self.place(*index).draining != draining) else {
+        let Some(index) = self.index_of.get(&id).copied().filter(|index| self.place(*index).draining != draining)
+        else {
             return;
         };
         self.place_mut(index).draining = draining;
@@ -219,7 +220,8 @@ impl Ring {
     /// A member takes over from others, that have more than their share, its part of what they stand in for.
     pub(super) fn take_stand_ins(&mut self, index: u32) {
         let targets = self.targets();
-        let lack = |ring: &Self, index: u32| targets[index as usize] - (i64::from(ring.place(index).held) << FRACTION_BITS);
+        let lack =
+            |ring: &Self, index: u32| targets[index as usize] - (i64::from(ring.place(index).held) << FRACTION_BITS);
         let candidates: Vec<(u32, u32)> = self
             .chains
             .iter()
@@ -252,7 +254,8 @@ impl Ring {
                 weights[index as usize] = if place.ramp.is_some() { 0 } else { weight };
             }
         }
-        let ramping: u32 = self.indices().filter(|index| self.place(*index).ramp.is_some()).map(|i| self.place(i).held).sum();
+        let ramping: u32 =
+            self.indices().filter(|index| self.place(*index).ramp.is_some()).map(|i| self.place(i).held).sum();
         let total: u64 = weights.iter().sum();
         let slots = u128::from(self.size - ramping) << FRACTION_BITS;
         weights

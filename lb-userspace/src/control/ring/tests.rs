@@ -30,9 +30,9 @@ fn needless(before: &Ring, after: &Ring, still: &[Member]) -> usize {
 
 fn assert_balanced(ring: &Ring, members: &[Member], slack: f64) {
     let inside: Vec<&Member> = members.iter().filter(|member| ring.is_in(member.id)).collect();
-    let total: u64 = inside.iter().map(|member| u64::from(member.weight)).sum();
+    let total: u32 = inside.iter().map(|member| member.weight).sum();
     for member in inside {
-        let share = f64::from(ring.size()) * f64::from(member.weight) / total as f64;
+        let share = f64::from(ring.size()) * f64::from(member.weight) / f64::from(total);
         let held = f64::from(ring.held(member.id));
         assert!((held - share).abs() <= slack.max(share * 0.01), "{member:?} has {held}, its share is {share}");
     }

@@ -15,7 +15,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Deadline, Now, drain::Drain, health::Health};
-use crate::control::model::{CutPolicy, LastDrain, Outcome, ServiceSpec, State};
+use crate::control::{
+    duration::Limit,
+    model::{CutPolicy, LastDrain, Outcome, ServiceSpec, State},
+};
 
 /// One backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,8 +77,8 @@ pub enum Event {
     CheckChanged,
     /// An operator drains it, or changes its drain. Guards were asked before.
     Drain {
-        /// How long from now; `Some(None)` for ever. Without it a new drain takes the service's, a running one keeps its own.
-        timeout: Option<Option<Duration>>,
+        /// How long from now. Without it a new drain takes the service's, a running one keeps its own.
+        timeout: Option<Limit>,
         /// How flows end then; likewise.
         on_timeout: Option<CutPolicy>,
     },
@@ -284,15 +287,15 @@ impl Step<'_> {
         if self.backend.resolved { reason } else { NEXT_HOP_LOST.to_owned() }
     }
 
-    fn drain(&mut self, timeout: Option<Option<Duration>>, on_timeout: Option<CutPolicy>) {
+    fn drain(&mut self, timeout: Option<Limit>, on_timeout: Option<CutPolicy>) {
         let service = self.context.service;
-        let forced = matches!(timeout, Some(Some(Duration::ZERO)));
+        let forced = timeout == Some(Limit(Some(Duration::ZERO)));
         match &mut self.backend.drain {
             None if self.backend.state == State::Drained => {}
             None => {
-                let timeout = timeout.unwrap_or(service.drain_timeout_s.0);
+                let timeout = timeout.unwrap_or(service.drain_timeout_s);
                 let on_timeout = on_timeout.unwrap_or(service.on_drain_timeout);
-                let mut drain = Drain::new(timeout, on_timeout, self.context.inside, self.now);
+                let mut drain = Drain::new(timeout.0, on_timeout, self.context.inside, self.now);
                 drain.remaining_flows = self.backend.live;
                 // A service whose delay is 0 ends its drains at their deadline; only the operator's 0 is an order.
                 drain.forced = forced;
@@ -304,7 +307,7 @@ impl Step<'_> {
             Some(drain) => {
                 let before = (drain.deadline, drain.on_timeout);
                 if let Some(timeout) = timeout {
-                    drain.deadline = timeout.map(|timeout| self.now.after(timeout));
+                    drain.deadline = timeout.0.map(|timeout| self.now.after(timeout));
                     drain.forced = forced;
                 }
                 drain.on_timeout = on_timeout.unwrap_or(drain.on_timeout);
@@ -324,7 +327,7 @@ impl Step<'_> {
         if self.backend.state == State::Draining {
             "being removed".clone_into(&mut self.backend.reason);
         }
-        self.drain(at_once.then_some(Some(Duration::ZERO)), None);
+        self.drain(at_once.then_some(Limit(Some(Duration::ZERO))), None);
     }
 
     fn activate(&mut self) {
@@ -338,7 +341,9 @@ impl Step<'_> {
                 match verdict {
                     // Its flows are kept for it, as they would have been without the drain.
                     State::Unhealthy => self.fail(reason),
-                    State::Initial if !self.backend.resolved && was_in => self.go(State::UnhealthyDraining, NEXT_HOP_LOST),
+                    State::Initial if !self.backend.resolved && was_in => {
+                        self.go(State::UnhealthyDraining, NEXT_HOP_LOST);
+                    }
                     State::Initial if !was_in => self.go(State::Initial, reason),
                     _ => self.go(State::Active, "its drain was cancelled"),
                 }
@@ -355,7 +360,8 @@ impl Step<'_> {
     /// It fails its checks: its flows are kept for the set interval.
     fn fail(&mut self, reason: String) {
         self.go(State::UnhealthyDraining, reason);
-        self.backend.unhealthy_until = self.context.service.unhealthy_drain_s.0.map(|interval| self.now.after(interval));
+        self.backend.unhealthy_until =
+            self.context.service.unhealthy_drain_s.0.map(|interval| self.now.after(interval));
     }
 
     fn look(&mut self, begun_ns: u64, live: u64, oldest_ns: Option<u64>, complete: bool) {

@@ -14,7 +14,9 @@ use super::{
 use crate::{
     control::{
         Error,
-        model::{self, BackendPatch, BackendSpec, DrainRequest, EventKind, LastDrain, ServicePatch, ServiceSpec, State},
+        model::{
+            self, BackendPatch, BackendSpec, DrainRequest, EventKind, LastDrain, ServicePatch, ServiceSpec, State,
+        },
         slots::Slots,
         validate,
     },
@@ -153,9 +155,11 @@ impl Balancer {
             )));
         }
         let port = |spec: &BackendSpec| spec.address.port.unwrap_or(in_use.spec.vip.address.port());
-        if let Some(other) = in_use.backends.iter().find(|other| {
-            other.spec.address.ip == spec.address.ip && port(&other.spec) == port(&spec)
-        }) {
+        if let Some(other) = in_use
+            .backends
+            .iter()
+            .find(|other| other.spec.address.ip == spec.address.ip && port(&other.spec) == port(&spec))
+        {
             return Err(Error::Conflict(format!(
                 "{} is backend {service}/{}'s address already: change that one's weight if it is to get more",
                 spec.address, other.spec.name
@@ -238,7 +242,9 @@ impl Balancer {
         let found: Vec<(usize, Vec<usize>)> =
             self.services.iter().enumerate().map(|(at, service)| (at, at_address(service))).collect();
         if found.iter().all(|(_, backends)| backends.is_empty()) {
-            return Err(Error::NotFound(format!("no backend has the address {address}: 'ebb status' shows those there are")));
+            return Err(Error::NotFound(format!(
+                "no backend has the address {address}: 'ebb status' shows those there are"
+            )));
         }
         if !request.force {
             for (at, backends) in &found {
@@ -257,8 +263,7 @@ impl Balancer {
     }
 
     fn start_drain(&mut self, at: usize, backend: usize, request: DrainRequest, now: Now) {
-        let timeout = request.timeout_s.map(|limit| limit.0);
-        self.step(at, backend, Event::Drain { timeout, on_timeout: request.on_timeout }, now);
+        self.step(at, backend, Event::Drain { timeout: request.timeout_s, on_timeout: request.on_timeout }, now);
         self.settle(at, now);
     }
 
@@ -405,6 +410,29 @@ impl Balancer {
             if let Some(reading) = by_slot.get(&entry.slot) {
                 entry.count(*reading);
             }
+        }
+    }
+
+    /// Takes back the addition of a service that could not be put into force.
+    pub fn forget_service(&mut self, name: &str, now: Now) {
+        if let Ok(at) = self.find(name) {
+            let service = self.services.remove(at);
+            self.service_slots.free(u32::from(service.slot.0), now.mono_ns);
+            self.dirty.remove(&service.slot);
+            self.work.push(Work::Clear(service.slot));
+            self.events.retain(|event| event.service.as_deref() != Some(name));
+        }
+    }
+
+    /// Takes back the addition of a backend that could not be put into force.
+    pub fn forget_backend(&mut self, service: &str, name: &str, now: Now) {
+        if let Ok((at, backend)) = self.find_backend(service, name) {
+            let entry = self.services[at].backends.remove(backend);
+            self.services[at].refresh_members();
+            self.dirty.insert(self.services[at].slot);
+            self.backend_slots.free(entry.slot.0, now.mono_ns);
+            self.work.push(Work::Retire(entry.slot, entry.generation));
+            self.events.retain(|event| event.backend.as_deref() != Some(name));
         }
     }
 

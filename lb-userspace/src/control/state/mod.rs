@@ -51,6 +51,7 @@ impl Deadline {
     }
 
     /// The same moment after a reboot, when only the wall clock is left to go by.
+    #[must_use]
     pub fn after_reboot(&self, now: Now) -> Self {
         let left = Duration::try_from(self.at.duration_since(now.wall)).unwrap_or_default();
         Self { mono_ns: now.after(left).mono_ns, at: self.at }

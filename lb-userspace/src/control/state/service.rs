@@ -15,14 +15,14 @@ use crate::{
         ring::{Member, Ring, member_key},
     },
     datapath::{
-        self, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, CutPolicy, NextHop, ServiceConfig,
-        ServiceSlot,
+        self, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, CutPolicy, NextHop,
+        ServiceConfig, ServiceSlot,
     },
 };
 
 /// Idle timeouts where none is set, as AWS's network load balancer has them.
 const TCP_IDLE: Duration = Duration::from_secs(350);
-const UDP_IDLE: Duration = Duration::from_secs(120);
+const UDP_IDLE: Duration = Duration::from_mins(2);
 /// The share of its slots that a slow starter begins with, in thousandths.
 const SLOW_START_FLOOR: u64 = 50;
 
@@ -276,9 +276,8 @@ impl Service {
             return BackendState::Active;
         }
         match entry.machine.state {
-            State::Initial => BackendState::Initial,
-            // Not in the ring yet: it takes no new flow before `settle` has put it there.
-            State::Active => BackendState::Initial,
+            // An active one is not in the ring yet: it takes no new flow before `settle` has put it there.
+            State::Initial | State::Active => BackendState::Initial,
             State::Draining => BackendState::Draining,
             State::Drained => BackendState::Drained,
             State::Unhealthy => BackendState::Unhealthy,

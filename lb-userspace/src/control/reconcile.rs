@@ -1,0 +1,196 @@
+//! From what there is to what a file wants.
+
+use super::{
+    Error,
+    model::{BackendPatch, BackendSpec, Change, ChangeAction, ServicePatch, ServiceSpec, WantedService},
+    state::service::Service,
+    validate,
+};
+
+/// A step on the way, and how it is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What is told.
+    pub change: Change,
+    /// What is done.
+    pub command: Command,
+}
+
+/// What a [`Step`] does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Add a service.
+    AddService(Box<ServiceSpec>),
+    /// Change its settings.
+    SetService(String, Box<ServicePatch>),
+    /// Drain and remove it.
+    RemoveService(String),
+    /// Add a backend.
+    AddBackend(String, BackendSpec),
+    /// Change its weight.
+    SetBackend(String, String, BackendPatch),
+    /// Keep a backend that was being removed.
+    KeepBackend(String, String),
+    /// Drain and remove it.
+    RemoveBackend(String, String),
+}
+
+/// The steps from `present` to `wanted`, additions first. Refuses, before anything is done, what cannot be done in place.
+pub fn plan(present: &[Service], wanted: &[WantedService]) -> Result<Vec<Step>, Error> {
+    check(wanted)?;
+    let mut steps = Vec::new();
+    for want in wanted {
+        let name = &want.service.name;
+        match present.iter().find(|service| &service.spec.name == name) {
+            None => {
+                let detail = format!("{} by {}", want.service.vip, forward(&want.service));
+                steps.push(step(
+                    ChangeAction::Add,
+                    name,
+                    None,
+                    detail,
+                    Command::AddService(Box::new(want.service.clone())),
+                ));
+                for backend in &want.backends {
+                    steps.push(add_backend(name, backend));
+                }
+            }
+            Some(service) => {
+                steps.extend(set_service(service, &want.service)?);
+                steps.extend(backends(service, &want.backends)?);
+            }
+        }
+    }
+    for service in present.iter().filter(|service| !service.removing) {
+        let name = &service.spec.name;
+        if wanted.iter().all(|want| &want.service.name != name) {
+            let detail = "drained and removed".to_owned();
+            steps.push(step(ChangeAction::Remove, name, None, detail, Command::RemoveService(name.clone())));
+        }
+    }
+    Ok(steps)
+}
+
+/// Whether the file makes sense by itself.
+fn check(wanted: &[WantedService]) -> Result<(), Error> {
+    for (at, want) in wanted.iter().enumerate() {
+        validate::service(&want.service)?;
+        let earlier = &wanted[..at];
+        if earlier.iter().any(|other| other.service.name == want.service.name) {
+            return Err(Error::Conflict(format!(
+                "service {} is there twice: give each its own name",
+                want.service.name
+            )));
+        }
+        if let Some(other) = earlier.iter().find(|other| other.service.vip == want.service.vip) {
+            return Err(Error::Conflict(format!(
+                "services {} and {} have the same VIP {}: give each its own",
+                other.service.name, want.service.name, want.service.vip
+            )));
+        }
+        for (at, backend) in want.backends.iter().enumerate() {
+            validate::backend(&want.service, backend)?;
+            let clash =
+                want.backends[..at].iter().any(|other| other.name == backend.name || other.address == backend.address);
+            if clash {
+                return Err(Error::Conflict(format!(
+                    "backend {}/{}: its name or address is there twice: give each its own",
+                    want.service.name, backend.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_service(service: &Service, wanted: &ServiceSpec) -> Result<Option<Step>, Error> {
+    let name = &service.spec.name;
+    if service.removing {
+        return Err(Error::Conflict(format!("service {name} is being removed: apply again once it is gone")));
+    }
+    if service.spec.vip != wanted.vip || service.spec.forward != wanted.forward {
+        return Err(Error::Conflict(format!(
+            "service {name}: its VIP and its forwarding cannot change while it runs: give the new one another name, or remove this one first"
+        )));
+    }
+    if service.spec == *wanted {
+        return Ok(None);
+    }
+    let patch = Box::new(whole_patch(wanted));
+    let detail = "settings".to_owned();
+    Ok(Some(step(ChangeAction::Set, name, None, detail, Command::SetService(name.clone(), patch))))
+}
+
+/// A patch that makes every setting the wanted one.
+fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
+    ServicePatch {
+        drain_timeout_s: Some(wanted.drain_timeout_s),
+        on_drain_timeout: Some(wanted.on_drain_timeout),
+        cut_window_s: Some(wanted.cut_window_s),
+        drain_idle_s: Some(wanted.drain_idle_s),
+        idle_timeout_s: wanted.idle_timeout_s,
+        fin_quiet_s: Some(wanted.fin_quiet_s),
+        affinity: Some(wanted.affinity),
+        per_datagram: Some(wanted.per_datagram),
+        slow_start_s: Some(wanted.slow_start_s),
+        max_out: Some(wanted.max_out),
+        when_unhealthy: Some(wanted.when_unhealthy),
+        unhealthy_drain_s: Some(wanted.unhealthy_drain_s),
+        health: Some(wanted.health.clone()),
+    }
+}
+
+fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Error> {
+    let name = &service.spec.name;
+    let mut steps = Vec::new();
+    for want in wanted {
+        let Some(at) = service.position(&want.name) else {
+            steps.push(add_backend(name, want));
+            continue;
+        };
+        let entry = &service.backends[at];
+        let backend = Some(want.name.clone());
+        if entry.spec.address != want.address {
+            return Err(Error::Conflict(format!(
+                "backend {name}/{}: its address cannot change while it runs: give the new one another name, or remove this one first",
+                want.name
+            )));
+        }
+        if entry.machine.removing {
+            let command = Command::KeepBackend(name.clone(), want.name.clone());
+            steps.push(step(ChangeAction::Set, name, backend.clone(), "kept after all".to_owned(), command));
+        }
+        if entry.spec.weight != want.weight {
+            let patch = BackendPatch { weight: Some(want.weight) };
+            let detail = format!("weight {} to {}", entry.spec.weight, want.weight);
+            let command = Command::SetBackend(name.clone(), want.name.clone(), patch);
+            steps.push(step(ChangeAction::Set, name, backend, detail, command));
+        }
+    }
+    for entry in service.backends.iter().filter(|entry| !entry.machine.removing) {
+        if wanted.iter().all(|want| want.name != entry.spec.name) {
+            let backend = entry.spec.name.clone();
+            let command = Command::RemoveBackend(name.clone(), backend.clone());
+            steps.push(step(ChangeAction::Remove, name, Some(backend), "drained and removed".to_owned(), command));
+        }
+    }
+    Ok(steps)
+}
+
+fn add_backend(service: &str, spec: &BackendSpec) -> Step {
+    let detail = format!("{} with weight {}", spec.address, spec.weight);
+    let command = Command::AddBackend(service.to_owned(), spec.clone());
+    step(ChangeAction::Add, service, Some(spec.name.clone()), detail, command)
+}
+
+fn step(action: ChangeAction, service: &str, backend: Option<String>, detail: String, command: Command) -> Step {
+    Step { change: Change { action, service: service.to_owned(), backend, detail }, command }
+}
+
+fn forward(spec: &ServiceSpec) -> &'static str {
+    match spec.forward {
+        super::model::Forward::Dsr => "dsr",
+        super::model::Forward::Nat => "nat",
+        super::model::Forward::Tunnel => "tunnel",
+    }
+}

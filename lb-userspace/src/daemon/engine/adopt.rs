@@ -1,0 +1,73 @@
+//! Starting: what was kept on disk meets what is found in the datapath.
+
+use super::{Engine, StartError};
+use crate::{
+    control::state::balancer::Work,
+    datapath::{Adopted, BackendConfig, BackendSlot, BackendState, CutPolicy, ServiceSlot},
+};
+
+impl Engine {
+    /// Restores the state and brings the datapath to it.
+    pub(super) fn adopt(&mut self) -> Result<(), StartError> {
+        let now = self.now();
+        let restored = self.store.read(&self.clock.boot_id(), now)?;
+        let adopted = self.datapath.adopted()?;
+        if let Some(restored) = restored {
+            self.balancer = restored.balancer;
+            if !adopted.flow_table_kept {
+                self.balancer.lose_flow_state("the flow table did not survive: counts of none prove nothing yet", now);
+            }
+            for entry in self.balancer.services.iter().flat_map(|service| &service.backends) {
+                if let Some(next_hop) = entry.next_hop {
+                    self.known_hops.insert(entry.spec.address.ip, Some(next_hop));
+                }
+            }
+        }
+        self.reconcile_rows(&adopted);
+        self.count();
+        for service in &mut self.balancer.services {
+            service.settle(now);
+            service.ring.mark_all_changed();
+        }
+        self.balancer.touch_all();
+        self.balancer.announce_start(now);
+        self.cycle(true)?;
+        Ok(())
+    }
+
+    /// Rows found must be ours, or are freed; generations found are never used again for somebody else.
+    fn reconcile_rows(&mut self, adopted: &Adopted) {
+        for row in &adopted.backends {
+            let newer = self.balancer.backend_slots.observe(row.slot.0, row.generation);
+            let entries = self.balancer.services.iter_mut().flat_map(|service| &mut service.backends);
+            let holder = entries.into_iter().find(|entry| entry.slot == row.slot);
+            match holder {
+                // The row has had another holder since the state was written: this one must not inherit its flows.
+                Some(entry) if newer => {
+                    entry.generation = row.generation + 1;
+                    self.balancer.backend_slots.observe(row.slot.0, row.generation + 1);
+                }
+                None if row.state != BackendState::Free => self.strike(row.slot, row.generation),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has a row freed that nobody here knows.
+    fn strike(&mut self, slot: BackendSlot, generation: u32) {
+        tracing::warn!("a backend found in the datapath is not in the state on disk: it is taken out");
+        let unknown = BackendConfig {
+            service: ServiceSlot(0),
+            address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+            port: 0,
+            generation,
+            state: BackendState::Free,
+            deadline_ns: None,
+            on_timeout: CutPolicy::Reset,
+            cut_window: std::time::Duration::ZERO,
+            next_hop: None,
+        };
+        self.written.backends.insert(slot, unknown);
+        self.retiring.push(Work::Retire(slot, generation));
+    }
+}

@@ -1,0 +1,451 @@
+//! The engine: sole owner of the control core and of the datapath.
+//!
+//! A cycle writes what has changed to the datapath, looks at the flow table if that is due, lets time act, and carries out what
+//! follows. Requests are answered after their cycle and after what they changed is on disk.
+//!
+//! **Invariant:** the order in which a drain begins: the backend's row is marked, the ring is published without it, packets in
+//! flight are waited out, only then looks count and only then is the caller answered.
+
+mod adopt;
+mod publish;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::Instant,
+};
+
+use super::{
+    clock::Clock,
+    handle::{CheckTarget, Handle, Reply, Request},
+    resolver::{NextHopUpdate, Resolver},
+    store::{Store, StoreError},
+};
+use crate::{
+    control::{
+        Error,
+        model::{Event, State, WaitFor, WaitResult},
+        state::{
+            Now, backend,
+            balancer::{Balancer, Work},
+            service::Service,
+        },
+        view,
+    },
+    datapath::{
+        BackendConfig, BackendCounters, BackendSlot, Datapath, DatapathError, FlowTotals, NextHop, ServiceConfig,
+        ServiceSlot,
+    },
+};
+
+/// Between two looks while a drain runs: it has to end within a second of its last flow.
+const BUSY_LOOK: Duration = Duration::from_millis(250);
+/// Between two looks otherwise.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// Between two steps of a slow start.
+const RAMP_STEP: Duration = Duration::from_millis(250);
+/// What happened by itself is on disk after so long.
+const LAZY_SAVE: Duration = Duration::from_millis(200);
+/// Counters are saved so often, even if nothing happens.
+const ROUTINE_SAVE: Duration = Duration::from_mins(1);
+/// After a failure of the datapath or the disk.
+const RETRY: Duration = Duration::from_millis(500);
+/// Events kept for those who come late.
+const EVENT_BACKLOG: usize = 10_000;
+/// Events a slow subscriber may lag behind.
+const EVENT_LAG: usize = 4_096;
+/// Requests waiting for the engine; more make their senders wait.
+const REQUEST_QUEUE: usize = 256;
+/// Requests answered with one write to disk.
+const BATCH: usize = 64;
+
+/// What the engine is made of.
+pub struct EngineOptions {
+    /// The packet path.
+    pub datapath: Box<dyn Datapath>,
+    /// Who resolves next hops.
+    pub resolver: Box<dyn Resolver>,
+    /// What it finds.
+    pub next_hops: mpsc::Receiver<NextHopUpdate>,
+    /// Where the state is kept.
+    pub store: Store,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why the engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state could not be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The datapath could not be taken over.
+    #[error("cannot take over the datapath: {0}")]
+    Datapath(#[from] DatapathError),
+}
+
+/// The owner of everything.
+pub struct Engine {
+    balancer: Balancer,
+    datapath: Box<dyn Datapath>,
+    resolver: Box<dyn Resolver>,
+    next_hops: mpsc::Receiver<NextHopUpdate>,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    requests: mpsc::Receiver<Request>,
+    written: Written,
+    /// Rows and services to be freed once nothing published names them.
+    retiring: Vec<Work>,
+    /// Freed rows whose entries are cleared after a rest.
+    purges: VecDeque<(u64, BackendSlot, u32)>,
+    known_hops: HashMap<IpAddr, Option<NextHop>>,
+    watched: BTreeSet<IpAddr>,
+    slot_counts: HashMap<BackendSlot, BackendCounters>,
+    totals: FlowTotals,
+    last_look: Instant,
+    retry_at: Option<Instant>,
+    save_at: Option<Instant>,
+    events: VecDeque<Arc<Event>>,
+    subscribers: broadcast::Sender<Arc<Event>>,
+    targets: watch::Sender<Arc<Vec<CheckTarget>>>,
+    waiters: Vec<Waiter>,
+}
+
+/// What the datapath has been told.
+#[derive(Default)]
+struct Written {
+    services: HashMap<ServiceSlot, ServiceConfig>,
+    backends: HashMap<BackendSlot, BackendConfig>,
+    vips_stale: bool,
+}
+
+struct Waiter {
+    service: String,
+    backend: String,
+    what: WaitFor,
+    reply: Reply<WaitResult>,
+}
+
+impl Engine {
+    /// Restores the state, takes the datapath over and brings it up to date. Everything is in force when this returns.
+    pub fn start(options: EngineOptions) -> Result<(Self, Handle), StartError> {
+        let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
+        let (targets, target_updates) = watch::channel(Arc::new(Vec::new()));
+        let mut engine = Self {
+            balancer: Balancer::default(),
+            datapath: options.datapath,
+            resolver: options.resolver,
+            next_hops: options.next_hops,
+            store: options.store,
+            clock: options.clock,
+            requests,
+            written: Written { vips_stale: true, ..Written::default() },
+            retiring: Vec::new(),
+            purges: VecDeque::new(),
+            known_hops: HashMap::new(),
+            watched: BTreeSet::new(),
+            slot_counts: HashMap::new(),
+            totals: FlowTotals::default(),
+            last_look: Instant::now(),
+            retry_at: None,
+            save_at: None,
+            events: VecDeque::new(),
+            subscribers: broadcast::Sender::new(EVENT_LAG),
+            targets,
+            waiters: Vec::new(),
+        };
+        engine.adopt()?;
+        engine.follow_up();
+        engine.save()?;
+        Ok((engine, Handle::new(sender, target_updates)))
+    }
+
+    /// Runs the engine on a thread of its own, so that a look at millions of flows keeps nobody waiting but those who ask it.
+    /// Must be called within a tokio runtime.
+    pub fn spawn(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || runtime.block_on(self.run(shutdown)))
+    }
+
+    /// Serves until `shutdown`; then writes the state. The datapath goes on without it.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                () = &mut shutdown => break,
+                request = self.requests.recv() => match request {
+                    Some(request) => self.serve(request),
+                    None => break,
+                },
+                Some(update) = self.next_hops.recv() => self.resolve(update),
+                () = tokio::time::sleep_until(wake) => self.wake(),
+            }
+        }
+        self.count();
+        if let Err(error) = self.save() {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { mono_ns: self.clock.mono_ns(), wall: self.clock.wall() }
+    }
+
+    /// When something is due next.
+    fn next_wake(&self) -> Instant {
+        let now = self.now();
+        let look = self.last_look + if self.is_busy() { BUSY_LOOK } else { IDLE_LOOK };
+        let ramp = self.balancer.services.iter().any(Service::is_ramping).then(|| Instant::now() + RAMP_STEP);
+        let purge_ns = self.purges.front().map(|(at_ns, _, _)| *at_ns);
+        let ticks =
+            self.balancer.services.iter().flat_map(|service| {
+                service.backends.iter().filter_map(|entry| entry.machine.next_tick_ns(&service.spec))
+            });
+        // A moment that is due already and still there has failed or waits for the next look.
+        let coming = |at_ns: u64| {
+            let left_ns = at_ns.saturating_sub(now.mono_ns);
+            (left_ns > 0).then(|| Instant::now() + Duration::from_nanos(left_ns))
+        };
+        let moments = ticks.chain(purge_ns).filter_map(coming);
+        moments.chain([look]).chain(ramp).chain(self.retry_at).chain(self.save_at).min().unwrap_or(look)
+    }
+
+    /// Whether looks have to be frequent.
+    fn is_busy(&self) -> bool {
+        let machines = self.balancer.services.iter().flat_map(|service| &service.backends);
+        machines.into_iter().any(|entry| {
+            matches!(entry.machine.state, State::Draining | State::UnhealthyDraining) || entry.machine.removing
+        })
+    }
+
+    fn serve(&mut self, first: Request) {
+        let mut answers = Vec::new();
+        let mut next = Some(first);
+        while let Some(request) = next {
+            answers.extend(self.handle(request));
+            next = if answers.len() < BATCH { self.requests.try_recv().ok() } else { None };
+        }
+        let changed = self.follow_up();
+        let saved = if changed { self.save_or_say_why() } else { Ok(()) };
+        for answer in answers {
+            answer(&saved);
+        }
+    }
+
+    fn resolve(&mut self, update: NextHopUpdate) {
+        let mut updates = vec![update];
+        while let Ok(update) = self.next_hops.try_recv() {
+            updates.push(update);
+        }
+        let now = self.now();
+        for update in updates {
+            self.known_hops.insert(update.address, update.next_hop);
+            self.balancer.next_hop(update.address, update.next_hop, now);
+        }
+        self.cycle_and_log(false);
+        self.follow_up_lazily();
+    }
+
+    fn wake(&mut self) {
+        let interval = if self.is_busy() { BUSY_LOOK } else { IDLE_LOOK };
+        let look = self.last_look.elapsed() >= interval;
+        self.retry_at = None;
+        self.cycle_and_log(look);
+        self.purge_rested();
+        self.follow_up_lazily();
+        if self.save_at.is_some_and(|at| at <= Instant::now()) {
+            self.count();
+            if self.save_or_say_why().is_err() {
+                self.save_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    fn cycle_and_log(&mut self, look: bool) {
+        if let Err(error) = self.cycle(look) {
+            tracing::error!("the datapath failed, trying again: {error}");
+            self.retry_at = Some(Instant::now() + RETRY);
+        }
+    }
+
+    /// Brings the datapath to where the core is, and the core to where time and the flow table are.
+    fn cycle(&mut self, look: bool) -> Result<(), DatapathError> {
+        self.publish()?;
+        if look || self.must_look() {
+            self.look()?;
+        }
+        self.balancer.tick(self.now());
+        // Each round can only lead to fewer: cuts end drains, ended drains delete backends, deleted backends free rows.
+        for _ in 0..4 {
+            let work = self.balancer.take_work();
+            for work in work {
+                self.carry_out(work)?;
+            }
+            self.publish()?;
+            self.retire()?;
+        }
+        Ok(())
+    }
+
+    /// A drain that has just begun is to be counted; one that is due is counted once more before it is cut.
+    fn must_look(&self) -> bool {
+        let now = self.now();
+        let machines = self.balancer.services.iter().flat_map(|service| &service.backends);
+        machines
+            .filter_map(|entry| entry.machine.drain.as_ref())
+            .any(|drain| drain.initial_flows.is_none() || drain.is_due(now))
+    }
+
+    fn look(&mut self) -> Result<(), DatapathError> {
+        let sweep = self.datapath.sweep(self.clock.mono_ns())?;
+        self.last_look = Instant::now();
+        self.totals = sweep.totals;
+        let now = self.now();
+        self.balancer.look(&sweep, now);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, work: Work) -> Result<(), DatapathError> {
+        match work {
+            Work::Cut(slot, generation, policy) => {
+                let report = self.datapath.cut(slot, generation, policy, self.clock.mono_ns())?;
+                let now = self.now();
+                self.balancer.cut(slot, generation, backend::Event::Cut { cut: report.cut }, now);
+            }
+            Work::CutIdle(slot, generation, policy, idle) => {
+                let idle_ns = u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX);
+                let since_ns = self.clock.mono_ns().saturating_sub(idle_ns);
+                let report = self.datapath.cut_idle(slot, generation, policy, since_ns)?;
+                let now = self.now();
+                self.balancer.cut(slot, generation, backend::Event::CutIdle { cut: report.cut }, now);
+            }
+            Work::Retire(..) | Work::Clear(_) => self.retiring.push(work),
+        }
+        Ok(())
+    }
+
+    /// After a cycle: tells what happened and answers those who waited for it. True when something is to be saved.
+    fn follow_up(&mut self) -> bool {
+        let events = self.balancer.take_events();
+        let changed = !events.is_empty();
+        for event in events {
+            let event = Arc::new(event);
+            if self.events.len() == EVENT_BACKLOG {
+                self.events.pop_front();
+            }
+            self.events.push_back(event.clone());
+            // Nobody listening is fine.
+            let _ = self.subscribers.send(event);
+        }
+        if changed {
+            self.follow_addresses();
+            self.follow_targets();
+        }
+        self.answer_waiters();
+        changed
+    }
+
+    fn follow_up_lazily(&mut self) {
+        let changed = self.follow_up();
+        let delay = if changed { LAZY_SAVE } else { ROUTINE_SAVE };
+        let at = Instant::now() + delay;
+        self.save_at = Some(self.save_at.map_or(at, |before| before.min(at)));
+    }
+
+    fn answer_waiters(&mut self) {
+        let waiters = std::mem::take(&mut self.waiters);
+        for waiter in waiters {
+            if waiter.reply.is_closed() {
+                continue;
+            }
+            match view::awaited(&self.balancer, &waiter.service, &waiter.backend, waiter.what) {
+                // Whoever waited may have gone away meanwhile.
+                Some(answer) => drop(waiter.reply.send(answer)),
+                None => self.waiters.push(waiter),
+            }
+        }
+    }
+
+    /// Follows the next hops of exactly the addresses there are.
+    fn follow_addresses(&mut self) {
+        let wanted: BTreeSet<IpAddr> = self
+            .balancer
+            .services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|entry| entry.spec.address.ip))
+            .collect();
+        for address in wanted.difference(&self.watched) {
+            self.resolver.watch(*address);
+        }
+        for address in self.watched.difference(&wanted) {
+            self.resolver.unwatch(*address);
+            self.known_hops.remove(address);
+        }
+        self.watched = wanted;
+    }
+
+    fn follow_targets(&self) {
+        let targets: Vec<CheckTarget> = self
+            .balancer
+            .services
+            .iter()
+            .filter_map(|service| service.spec.health.as_ref().map(|health| (service, health)))
+            .flat_map(|(service, health)| {
+                service.backends.iter().map(move |entry| CheckTarget {
+                    service: service.spec.name.clone(),
+                    backend: entry.spec.name.clone(),
+                    address: entry.spec.address,
+                    vip: service.spec.vip,
+                    health: health.clone(),
+                })
+            })
+            .collect();
+        self.targets.send_if_modified(|present| {
+            let changed = **present != targets;
+            if changed {
+                *present = Arc::new(targets);
+            }
+            changed
+        });
+    }
+
+    fn save(&mut self) -> Result<(), StoreError> {
+        self.save_at = None;
+        let bytes = Store::render(&mut self.balancer, &self.clock.boot_id());
+        self.store.write(&bytes)
+    }
+
+    fn save_or_say_why(&mut self) -> Result<(), Error> {
+        self.save().map_err(|error| {
+            tracing::error!("{error}");
+            self.save_at = Some(Instant::now() + RETRY);
+            Error::Internal(format!(
+                "the change is in force but would not survive a restart: {error}; the daemon keeps trying"
+            ))
+        })
+    }
+
+    /// Reads the counters.
+    fn count(&mut self) {
+        match self.datapath.counters() {
+            Ok(counters) => {
+                self.balancer.count(&counters.backends);
+                self.slot_counts = counters.backends.into_iter().collect();
+            }
+            Err(error) => tracing::warn!("cannot read the counters: {error}"),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What requests do.
+
+use std::time::Duration;
+
+use super::{Engine, Waiter};
+use crate::{
+    control::{
+        Error,
+        model::{
+            ApplyReport, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, FlowView, FlowsRequest,
+            OutcomeCount, ServiceSpec, Status, WantedService,
+        },
+        reconcile::{self, Command},
+        view,
+    },
+    daemon::handle::{EventStream, Reply, Request},
+    datapath::{DatapathError, FlowFilter, FlowRecord},
+};
+
+/// Flows listed unless another number is asked for.
+const FLOWS_LISTED: usize = 1_000;
+/// Status is never older than this.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// Sends an answer, once it is known whether what it tells of is on disk.
+pub(super) type Answer = Box<dyn FnOnce(&Result<(), Error>) + Send>;
+
+/// The answer to a request that changes something.
+fn changed<T: Send + 'static>(reply: Reply<T>, result: Result<T, Error>) -> Answer {
+    Box::new(move |saved| {
+        let result = result.and_then(|value| saved.clone().map(|()| value));
+        // Whoever asked may have gone away meanwhile.
+        let _ = reply.send(result);
+    })
+}
+
+/// The answer to a question.
+fn told<T: Send + 'static>(reply: Reply<T>, result: Result<T, Error>) -> Answer {
+    Box::new(move |_| {
+        // As above.
+        let _ = reply.send(result);
+    })
+}
+
+impl Engine {
+    /// Does what is asked; `None` where the answer comes later or none is needed.
+    pub(super) fn handle(&mut self, request: Request) -> Option<Answer> {
+        Some(match request {
+            Request::AddService(spec, reply) => changed(reply, self.add_service(*spec)),
+            Request::SetService(name, patch, reply) => {
+                let now = self.now();
+                let result = self.balancer.set_service(&name, *patch, now);
+                changed(reply, self.then_cycle(result))
+            }
+            Request::RemoveService(name, at_once, reply) => {
+                let now = self.now();
+                let result = self.balancer.remove_service(&name, at_once, now);
+                changed(reply, self.then_cycle(result))
+            }
+            Request::Services(reply) => {
+                let services = self.balancer.services.iter().map(|service| service.spec.clone()).collect();
+                told(reply, Ok(services))
+            }
+            Request::AddBackend(service, spec, reply) => changed(reply, self.add_backend(&service, spec)),
+            Request::SetBackend(service, name, patch, reply) => {
+                let now = self.now();
+                let result = self.balancer.set_backend(&service, &name, &patch, now);
+                let result = self.then_cycle(result);
+                changed(reply, result.and_then(|()| self.backend_status(&service, &name)))
+            }
+            Request::RemoveBackend(service, name, at_once, reply) => {
+                let now = self.now();
+                let result = self.balancer.remove_backend(&service, &name, at_once, now);
+                changed(reply, self.then_cycle(result))
+            }
+            Request::Drain(service, name, how, reply) => changed(reply, self.drain(&service, &name, how)),
+            Request::DrainAddress(address, how, reply) => {
+                let now = self.now();
+                let result = self.balancer.drain_address(address, how, now);
+                let result = self.then_cycle(result);
+                changed(
+                    reply,
+                    result.and_then(|drained| drained.iter().map(|(s, b)| self.drain_started(s, b)).collect()),
+                )
+            }
+            Request::Activate(service, name, reply) => {
+                let now = self.now();
+                let result = self.balancer.activate(&service, &name, now);
+                let result = self.then_cycle(result);
+                changed(reply, result.and_then(|()| self.backend_status(&service, &name)))
+            }
+            Request::Apply(wanted, dry_run, reply) => changed(reply, self.apply(&wanted, dry_run)),
+            other => return self.handle_question(other),
+        })
+    }
+
+    fn handle_question(&mut self, request: Request) -> Option<Answer> {
+        Some(match request {
+            Request::Wait(service, backend, what, reply) => {
+                self.waiters.push(Waiter { service, backend, what, reply });
+                return None;
+            }
+            Request::Status(service, reply) => told(reply, self.status(service.as_deref())),
+            Request::Flows(which, reply) => told(reply, self.flows(&which)),
+            Request::Counters(reply) => told(reply, self.counters()),
+            Request::Events(after, reply) => {
+                let backlog = self.events.iter().filter(|event| event.id > after).cloned().collect();
+                told(reply, Ok(EventStream { backlog, live: self.subscribers.subscribe() }))
+            }
+            Request::Check(report) => {
+                let now = self.now();
+                self.balancer.check(&report.service, &report.backend, report.passed, report.detail, now);
+                self.cycle_and_log(false);
+                return None;
+            }
+            _ => return None,
+        })
+    }
+
+    /// Puts what a command did into force. What the datapath cannot do at the moment it is asked again.
+    fn then_cycle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        let value = result?;
+        match self.cycle(false) {
+            Ok(()) => Ok(value),
+            Err(error) => {
+                tracing::error!("the datapath failed, trying again: {error}");
+                self.retry_at = Some(tokio::time::Instant::now() + super::RETRY);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceSpec, Error> {
+        let now = self.now();
+        let limits = self.datapath.limits();
+        let spec = self.balancer.add_service(spec, limits, now)?;
+        self.cycle(false).map_err(|error| {
+            self.balancer.forget_service(&spec.name, now);
+            self.undo(error)
+        })?;
+        Ok(spec)
+    }
+
+    fn add_backend(&mut self, service: &str, spec: BackendSpec) -> Result<BackendStatus, Error> {
+        let now = self.now();
+        let name = spec.name.clone();
+        let address = spec.address.ip;
+        let limits = self.datapath.limits();
+        self.balancer.add_backend(service, spec, limits, now)?;
+        let (at, backend) = self.balancer.find_backend(service, &name)?;
+        let entry = &mut self.balancer.services[at].backends[backend];
+        let counted = self.slot_counts.get(&entry.slot).copied().unwrap_or_default();
+        entry.baseline = counted;
+        entry.counted = counted;
+        // Another service may have the same host.
+        if let Some(known) = self.known_hops.get(&address) {
+            self.balancer.next_hop(address, *known, now);
+        }
+        self.cycle(false).map_err(|error| {
+            self.balancer.forget_backend(service, &name, now);
+            self.undo(error)
+        })?;
+        self.backend_status(service, &name)
+    }
+
+    /// Takes back what could not be put into force, and says why.
+    fn undo(&mut self, error: DatapathError) -> Error {
+        self.cycle_and_log(false);
+        match error {
+            DatapathError::Kernel { .. } => error.into(),
+            DatapathError::Full { .. } => Error::Refused(error.to_string()),
+            DatapathError::Unsupported(_) => Error::Invalid(error.to_string()),
+        }
+    }
+
+    fn drain(&mut self, service: &str, name: &str, how: DrainRequest) -> Result<DrainStarted, Error> {
+        let now = self.now();
+        let result = self.balancer.drain(service, name, how, now);
+        self.then_cycle(result)?;
+        self.drain_started(service, name)
+    }
+
+    fn drain_started(&self, service: &str, name: &str) -> Result<DrainStarted, Error> {
+        let (at, backend) = self.balancer.find_backend(service, name)?;
+        Ok(view::drain_started(service, &self.balancer.services[at].backends[backend], self.now()))
+    }
+
+    fn backend_status(&self, service: &str, name: &str) -> Result<BackendStatus, Error> {
+        let (at, backend) = self.balancer.find_backend(service, name)?;
+        Ok(view::backend(&self.balancer.services[at].backends[backend], self.now()))
+    }
+
+    fn apply(&mut self, wanted: &[WantedService], dry_run: bool) -> Result<ApplyReport, Error> {
+        let steps = reconcile::plan(&self.balancer.services, wanted)?;
+        let mut report = ApplyReport { dry_run, changes: Vec::new() };
+        for step in steps {
+            if !dry_run {
+                self.take_step(step.command)?;
+            }
+            report.changes.push(step.change);
+        }
+        if !dry_run {
+            self.then_cycle(Ok(()))?;
+        }
+        Ok(report)
+    }
+
+    fn take_step(&mut self, command: Command) -> Result<(), Error> {
+        let now = self.now();
+        match command {
+            Command::AddService(spec) => self.add_service(*spec).map(drop),
+            Command::SetService(name, patch) => self.balancer.set_service(&name, *patch, now).map(drop),
+            Command::RemoveService(name) => self.balancer.remove_service(&name, false, now),
+            Command::AddBackend(service, spec) => self.add_backend(&service, spec).map(drop),
+            Command::SetBackend(service, name, patch) => self.balancer.set_backend(&service, &name, &patch, now),
+            Command::KeepBackend(service, name) => self.balancer.activate(&service, &name, now),
+            Command::RemoveBackend(service, name) => self.balancer.remove_backend(&service, &name, false, now),
+        }
+    }
+
+    fn status(&mut self, service: Option<&str>) -> Result<Status, Error> {
+        if self.last_look.elapsed() >= FRESH {
+            self.cycle_and_log(true);
+        }
+        self.count();
+        view::status(&self.balancer, service, &self.datapath.interfaces(), self.totals, self.now())
+    }
+
+    fn flows(&mut self, request: &FlowsRequest) -> Result<Vec<FlowView>, Error> {
+        let mut filter = FlowFilter::default();
+        match (&request.service, &request.backend) {
+            (Some(service), Some(backend)) => {
+                let (at, backend) = self.balancer.find_backend(service, backend)?;
+                filter.service = Some(self.balancer.services[at].slot);
+                filter.backend = Some(self.balancer.services[at].backends[backend].slot);
+            }
+            (Some(service), None) => filter.service = Some(self.balancer.services[self.balancer.find(service)?].slot),
+            (None, Some(backend)) => {
+                return Err(Error::Invalid(format!("which service's backend '{backend}'? write SERVICE/{backend}")));
+            }
+            (None, None) => {}
+        }
+        let records = self.datapath.flows(filter, request.limit.unwrap_or(FLOWS_LISTED))?;
+        Ok(records.iter().filter_map(|record| self.flow_view(record)).collect())
+    }
+
+    /// A flow by its names; `None` if its backend has gone.
+    fn flow_view(&self, record: &FlowRecord) -> Option<FlowView> {
+        let service = self.balancer.services.iter().find(|service| service.slot == record.service)?;
+        let entry = service
+            .backends
+            .iter()
+            .find(|entry| entry.slot == record.backend && entry.generation == record.generation)?;
+        let now_ns = self.clock.mono_ns();
+        let seconds = |since_ns: u64| Duration::from_nanos(now_ns.saturating_sub(since_ns)).as_secs_f64();
+        Some(FlowView {
+            protocol: record.protocol,
+            client: record.client,
+            vip: service.spec.vip,
+            service: service.spec.name.clone(),
+            backend: entry.spec.name.clone(),
+            state: record.state,
+            age_s: seconds(record.created_ns),
+            idle_s: seconds(record.last_seen_ns),
+        })
+    }
+
+    fn counters(&mut self) -> Result<CountersView, Error> {
+        let counters = self.datapath.counters()?;
+        let outcomes = counters.outcomes.into_iter();
+        Ok(CountersView {
+            outcomes: outcomes.map(|(name, packets)| OutcomeCount { name: name.to_owned(), packets }).collect(),
+        })
+    }
+}

@@ -1,0 +1,525 @@
+use std::{collections::BTreeSet, time::Duration};
+
+use crate::{
+    control::{
+        ErrorKind,
+        duration::{Limit, Seconds},
+        model::{
+            BackendSpec, BackendStatus, CutPolicy, DrainRequest, EventKind, Outcome, ServicePatch, ServiceSpec, State,
+            WaitFor,
+        },
+    },
+    daemon::{
+        NextHopUpdate,
+        fake::{Rig, next_hop},
+    },
+    datapath::{BackendSlot, BackendState, RingSlot, ServiceSlot},
+};
+
+fn service() -> ServiceSpec {
+    serde_json::from_value(serde_json::json!({ "name": "web", "vip": "10.0.0.100:80/tcp" })).expect("a service")
+}
+
+fn backend(number: u32) -> BackendSpec {
+    serde_json::from_value(
+        serde_json::json!({ "name": format!("web-{number}"), "address": format!("10.0.0.{}", 10 + number) }),
+    )
+    .expect("a backend")
+}
+
+/// A service with three active backends.
+async fn three() -> Rig {
+    let rig = Rig::new();
+    fill(&rig).await;
+    rig
+}
+
+async fn fill(rig: &Rig) {
+    rig.handle.add_service(service()).await.expect("a service");
+    for number in 1..=3 {
+        rig.handle.add_backend("web", backend(number)).await.expect("a backend");
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for number in 1..=3 {
+        assert_eq!(get(rig, number).await.state, State::Active);
+    }
+}
+
+async fn get(rig: &Rig, number: u32) -> BackendStatus {
+    let name = format!("web-{number}");
+    let all = rig.handle.backends("web").await.expect("the service is there");
+    all.into_iter().find(|backend| backend.name == name).expect("the backend is there")
+}
+
+fn timeout(seconds: u64) -> DrainRequest {
+    DrainRequest { timeout_s: Some(Limit::seconds(seconds)), ..DrainRequest::default() }
+}
+
+const WEB: ServiceSlot = ServiceSlot(0);
+
+fn slot(number: u32) -> BackendSlot {
+    BackendSlot(number - 1)
+}
+
+fn ring(rig: &Rig) -> Vec<RingSlot> {
+    rig.kernel().rings[&WEB].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_becomes_active_when_its_next_hop_resolves() {
+    let rig = three().await;
+    let kernel = rig.kernel();
+    assert_eq!(kernel.vips, [WEB]);
+    assert!(kernel.backends.values().all(|row| row.state == BackendState::Active && row.next_hop.is_some()));
+    assert!(kernel.rings[&WEB].iter().all(|slot| slot.owner.is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_marks_publishes_waits_and_only_then_counts() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(2), 5, now_ns);
+    let mut late = rig.kernel().flows[0].clone();
+    late.created_ns = now_ns;
+    rig.kernel().in_flight = Some(late);
+    rig.kernel().calls.clear();
+    let started = rig.handle.drain("web", "web-2", DrainRequest::default()).await.expect("a drain");
+    let calls: Vec<String> = rig.kernel().calls.iter().map(|call| call.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(calls[..3], ["set_backend_state", "set_ring_slots", "grace"]);
+    let drain = started.drain.expect("it runs");
+    assert_eq!((drain.initial_flows, drain.remaining_flows), (6, 6), "the flow in flight is counted");
+    assert_eq!(drain.remaining_s, Some(300.0));
+    for slot_number in 0..ring(&rig).len() {
+        assert_ne!(rig.kernel().steer(WEB, slot_number), Some(slot(2)));
+    }
+    let moved = ring(&rig).iter().filter(|ring| ring.previous == Some(slot(2))).count();
+    assert!(moved > 1_300, "a third of the table remembers its owner");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_with_its_last_flow() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    rig.kernel().close(slot(1), 2);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(get(&rig, 1).await.drain.expect("it runs").remaining_flows, 1);
+    rig.kernel().close(slot(1), 1);
+    let before = tokio::time::Instant::now();
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+    assert!(before.elapsed() <= Duration::from_secs(1));
+    let last = ended.last_drain.expect("it ended");
+    assert_eq!((last.outcome, last.initial_flows, last.cut_flows), (Outcome::Completed, 3, 0));
+    assert_eq!(ended.state, Some(State::Drained));
+    assert_eq!(rig.kernel().backends[&slot(1)].state, BackendState::Drained);
+    assert!(ring(&rig).iter().all(|ring| ring.previous.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_cuts_what_is_left() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 4, now_ns);
+    let before = tokio::time::Instant::now();
+    rig.handle.drain("web", "web-1", timeout(7)).await.expect("a drain");
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+    let took = before.elapsed();
+    assert!(took >= Duration::from_secs(7) && took < Duration::from_millis(7_050), "{took:?}");
+    let last = ended.last_drain.expect("it ended");
+    assert_eq!((last.outcome, last.cut_flows), (Outcome::Deadline, 4));
+    assert!(rig.kernel().flows.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_of_0_forces_the_end() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 4, now_ns);
+    let started = rig.handle.drain("web", "web-1", timeout(0)).await.expect("a drain");
+    assert_eq!(started.state, State::Drained);
+    let last = started.last_drain.expect("it is over");
+    assert_eq!((last.outcome, last.initial_flows, last.cut_flows), (Outcome::Forced, 4, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_can_be_extended_shortened_and_cancelled() {
+    let rig = three().await;
+    let before = ring(&rig);
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    rig.handle.drain("web", "web-1", timeout(5)).await.expect("a drain");
+    let again = DrainRequest { on_timeout: Some(CutPolicy::Silent), ..timeout(100) };
+    let drain = rig.handle.drain("web", "web-1", again).await.expect("it changes").drain.expect("it runs");
+    assert_eq!((drain.remaining_s, drain.on_timeout), (Some(100.0), CutPolicy::Silent));
+    assert_eq!(rig.kernel().backends[&slot(1)].on_timeout, CutPolicy::Silent);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    let forever = DrainRequest { timeout_s: Some(Limit::NONE), ..DrainRequest::default() };
+    let drain = rig.handle.drain("web", "web-1", forever).await.expect("it changes").drain.expect("it runs");
+    assert_eq!((drain.deadline, drain.remaining_s), (None, None));
+    assert_eq!(rig.kernel().backends[&slot(1)].deadline_ns, None);
+
+    let waiting = tokio::spawn({
+        let handle = rig.handle.clone();
+        async move { handle.wait("web", "web-1", WaitFor::Drained, None).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let back = rig.handle.activate("web", "web-1").await.expect("it comes back");
+    assert_eq!(back.state, State::Active);
+    assert_eq!(ring(&rig), before);
+    let ended = waiting.await.expect("no panic").expect("the wait ends");
+    assert_eq!(ended.last_drain.expect("it was cancelled").outcome, Outcome::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn removing_drains_first_then_deletes_and_the_row_is_reused_under_a_new_generation() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 2, now_ns);
+    rig.handle.remove_backend("web", "web-1", false).await.expect("it goes");
+    let going = get(&rig, 1).await;
+    assert_eq!((going.state, going.removing), (State::Draining, true));
+    rig.kernel().close(slot(1), 2);
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+    assert_eq!(ended.state, None);
+    assert_eq!(ended.last_drain.expect("it drained").outcome, Outcome::Completed);
+    assert_eq!(rig.handle.backends("web").await.expect("the service").len(), 2);
+    assert_eq!(rig.kernel().backends[&slot(1)].state, BackendState::Free);
+    let again = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it is remembered");
+    assert_eq!(again.state, None);
+
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert!(rig.kernel().calls.iter().any(|call| call.starts_with("purge")));
+    rig.handle.add_backend("web", backend(9)).await.expect("a backend");
+    assert_eq!(rig.kernel().backends[&slot(1)].generation, 2);
+    let fresh = get(&rig, 9).await;
+    assert_eq!((fresh.new_flows_total, fresh.packets_total), (0, 0), "it does not inherit counts");
+}
+
+#[tokio::test(start_paused = true)]
+async fn removing_now_cuts() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 2, now_ns);
+    rig.handle.remove_backend("web", "web-1", true).await.expect("it goes");
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it is gone");
+    let last = ended.last_drain.expect("it was drained");
+    assert_eq!((last.outcome, last.cut_flows), (Outcome::Forced, 2));
+    assert_eq!(rig.handle.backends("web").await.expect("the service").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn removing_a_service_drains_it_and_clears_it() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(3), 1, now_ns);
+    rig.handle.remove_service("web", false).await.expect("it goes");
+    assert_eq!(rig.handle.services().await.expect("a list").len(), 1);
+    rig.kernel().close(slot(3), 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(rig.handle.services().await.expect("a list").is_empty());
+    {
+        let kernel = rig.kernel();
+        assert!(kernel.vips.is_empty() && kernel.services.is_empty() && kernel.rings.is_empty());
+    }
+    rig.handle.add_service(service()).await.expect("its name and VIP are free again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn guards_refuse_and_force_overrides() {
+    let rig = three().await;
+    let patch: ServicePatch = serde_json::from_value(serde_json::json!({ "max_out": 1 })).expect("a patch");
+    rig.handle.set_service("web", patch).await.expect("it is set");
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("the first");
+    rig.handle.drain("web", "web-1", timeout(30)).await.expect("changing a running drain is no new one");
+    let refused = rig.handle.drain("web", "web-2", timeout(60)).await.expect_err("the second");
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert!(refused.to_string().contains("--force"));
+    let force = DrainRequest { force: true, ..timeout(60) };
+    rig.handle.drain("web", "web-2", force).await.expect("forced");
+    let patch: ServicePatch = serde_json::from_value(serde_json::json!({ "max_out": null })).expect("a patch");
+    rig.handle.set_service("web", patch).await.expect("it is set");
+    let refused = rig.handle.drain("web", "web-3", timeout(60)).await.expect_err("the last active one");
+    assert!(refused.to_string().contains("without a backend"), "{refused}");
+    assert_eq!(get(&rig, 3).await.state, State::Active);
+    rig.handle.drain("web", "web-3", force).await.expect("forced");
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_an_address_is_all_or_nothing() {
+    let rig = three().await;
+    let mut other = service();
+    "other".clone_into(&mut other.name);
+    other.vip = "10.0.0.101:80/tcp".parse().expect("a VIP");
+    rig.handle.add_service(other).await.expect("a service");
+    rig.handle.add_backend("other", backend(1)).await.expect("a backend");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let address = "10.0.0.11".parse().expect("an address");
+    let refused = rig.handle.drain_address(address, timeout(9)).await.expect_err("the last of 'other'");
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert_eq!(get(&rig, 1).await.state, State::Active);
+    let force = DrainRequest { force: true, ..timeout(9) };
+    let drained = rig.handle.drain_address(address, force).await.expect("forced");
+    assert_eq!(drained.len(), 2);
+    let nobody = rig.handle.drain_address("10.9.9.9".parse().expect("an address"), timeout(9)).await;
+    assert_eq!(nobody.expect_err("nobody has it").kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_requests_change_nothing() {
+    let rig = three().await;
+    let before = rig.handle.status(None).await.expect("a status");
+    let mut same_vip = service();
+    "web2".clone_into(&mut same_vip.name);
+    assert_eq!(rig.handle.add_service(service()).await.expect_err("name").kind(), ErrorKind::Conflict);
+    assert_eq!(rig.handle.add_service(same_vip).await.expect_err("VIP").kind(), ErrorKind::Conflict);
+    assert_eq!(rig.handle.add_backend("web", backend(1)).await.expect_err("name").kind(), ErrorKind::Conflict);
+    let mut same_address = backend(1);
+    "other".clone_into(&mut same_address.name);
+    assert_eq!(rig.handle.add_backend("web", same_address).await.expect_err("address").kind(), ErrorKind::Conflict);
+    let mut six = backend(4);
+    six.address = "fd00::1".parse().expect("an address");
+    assert_eq!(rig.handle.add_backend("web", six).await.expect_err("family").kind(), ErrorKind::Invalid);
+    let mut port = backend(4);
+    port.address = "10.0.0.14:8080".parse().expect("an address");
+    assert_eq!(rig.handle.add_backend("web", port).await.expect_err("port").kind(), ErrorKind::Invalid);
+    for error in [
+        rig.handle.add_backend("nope", backend(4)).await.expect_err("service").kind(),
+        rig.handle.drain("web", "nope", timeout(1)).await.expect_err("backend").kind(),
+        rig.handle.activate("nope", "web-1").await.expect_err("service").kind(),
+        rig.handle.remove_backend("web", "nope", true).await.expect_err("backend").kind(),
+        rig.handle.remove_service("nope", true).await.expect_err("service").kind(),
+        rig.handle.wait("web", "nope", WaitFor::Drained, None).await.expect_err("backend").kind(),
+        rig.handle.status(Some("nope")).await.expect_err("service").kind(),
+    ] {
+        assert_eq!(error, ErrorKind::NotFound);
+    }
+    assert_eq!(rig.handle.status(None).await.expect("a status"), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_times_out_leaves_the_drain_alone() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    let late = rig.handle.wait("web", "web-1", WaitFor::Drained, Some(Duration::from_secs(2))).await;
+    assert_eq!(late.expect_err("too early").kind(), ErrorKind::Timeout);
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    let active = rig.handle.wait("web", "web-2", WaitFor::Active, None).await.expect("it is");
+    assert_eq!(active.state, Some(State::Active));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_daemon_goes_on_with_the_drain_it_had() {
+    let rig = three().await;
+    let before = ring(&rig);
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(20)).await.expect("a drain");
+    let during = ring(&rig);
+    let deadline_ns = rig.kernel().backends[&slot(1)].deadline_ns;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let (datapath, clock, directory) = rig.kill().await;
+    datapath.kernel().calls.clear();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    assert_eq!(ring(&rig), during);
+    assert_eq!(rig.kernel().backends[&slot(1)].deadline_ns, deadline_ns);
+    let drain = get(&rig, 1).await.drain.expect("it runs");
+    assert_eq!((drain.initial_flows, drain.remaining_flows, drain.remaining_s), (3, 3, Some(10.0)));
+    assert_eq!(get(&rig, 2).await.state, State::Active);
+    let started = tokio::time::Instant::now();
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+    assert!(started.elapsed() < Duration::from_millis(10_050));
+    assert_eq!(ended.last_drain.expect("it ended").cut_flows, 3);
+    rig.handle.activate("web", "web-1").await.expect("it comes back");
+    assert_eq!(ring(&rig), before, "slot for slot, over the restart");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_came_while_nobody_was_there_is_made_good() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(20)).await.expect("a drain");
+    let (datapath, clock, directory) = rig.stop().await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    let backend = get(&rig, 1).await;
+    assert_eq!(backend.state, State::Drained);
+    let last = backend.last_drain.expect("it ended");
+    assert_eq!((last.outcome, last.initial_flows, last.cut_flows), (Outcome::Deadline, 3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_the_flow_table_gone_no_drain_ends_early_for_one_idle_timeout() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(1_000)).await.expect("a drain");
+    let during = ring(&rig);
+    let (datapath, clock, directory) = rig.kill().await;
+    datapath.kernel().pins_gone = true;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    assert_eq!(ring(&rig), during, "the former owners are remembered");
+    tokio::time::sleep(Duration::from_secs(345)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining, "none are seen, but none is not known");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let backend = get(&rig, 1).await;
+    assert_eq!(backend.last_drain.expect("it ended").outcome, Outcome::Completed);
+    let events = rig.handle.events(0).await.expect("events");
+    assert!(events.backlog.iter().any(|event| event.kind == EventKind::FlowStateLost));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_flow_table_holds_drains_open() {
+    let rig = three().await;
+    rig.kernel().untracked = 5;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    rig.handle.drain("web", "web-1", timeout(1_000)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    tokio::time::sleep(Duration::from_secs(251)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Drained);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_reboot_the_wall_clock_decides() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(600)).await.expect("a drain");
+    let (datapath, clock, directory) = rig.kill().await;
+    datapath.kernel().pins_gone = true;
+    let mut clock = std::sync::Arc::into_inner(clock).expect("nobody else has it");
+    clock.reboot(Duration::from_secs(200));
+    let rig = Rig::start(datapath, clock.into(), directory, BTreeSet::new());
+    let left = get(&rig, 1).await.drain.expect("it runs").remaining_s.expect("it has a deadline");
+    assert!((left - 400.0).abs() < 1.0, "{left}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stepped_wall_clock_moves_no_deadline() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    let started = tokio::time::Instant::now();
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    *rig.clock.skew.lock().expect("not poisoned") = jiff::SignedDuration::from_hours(-5);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    *rig.clock.skew.lock().expect("not poisoned") = jiff::SignedDuration::from_hours(5);
+    rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+    let took = started.elapsed().as_secs_f64();
+    assert!((took - 60.0).abs() < 0.1, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_datapath_is_tried_again() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    rig.kernel().failing.insert("set_ring_slots");
+    let error = rig.handle.drain("web", "web-1", timeout(60)).await.expect_err("it fails");
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    rig.kernel().failing.clear();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let drain = get(&rig, 1).await.drain.expect("it runs after all");
+    assert_eq!(drain.initial_flows, 1);
+    let kernel = rig.kernel();
+    assert!((0..kernel.rings[&WEB].len()).all(|at| kernel.steer(WEB, at).is_some_and(|to| to != slot(1))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_put_into_force_is_taken_back() {
+    let rig = three().await;
+    rig.kernel().failing.insert("put_backend");
+    rig.handle.add_backend("web", backend(4)).await.expect_err("it fails");
+    rig.kernel().failing.clear();
+    assert_eq!(rig.handle.backends("web").await.expect("the service").len(), 3);
+    rig.handle.add_backend("web", backend(4)).await.expect("now it works");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_flows_are_ended_by_drain_idle() {
+    let rig = three().await;
+    let patch = ServicePatch { drain_idle_s: Some(Limit::seconds(10)), ..ServicePatch::default() };
+    rig.handle.set_service("web", patch).await.expect("it is set");
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 2, now_ns);
+    rig.handle.drain("web", "web-1", timeout(600)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let last = get(&rig, 1).await.last_drain.expect("it ended");
+    assert_eq!((last.outcome, last.cut_flows, last.idle_flows), (Outcome::Completed, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_start_ramps_up_but_a_cancelled_drain_does_not() {
+    let rig = three().await;
+    let patch = ServicePatch { slow_start_s: Some(Seconds::new(20)), ..ServicePatch::default() };
+    rig.handle.set_service("web", patch).await.expect("it is set");
+    let full = ring(&rig);
+    let share = |rig: &Rig| ring(rig).iter().filter(|ring| ring.owner == Some(slot(1))).count();
+    let whole = share(&rig);
+    rig.handle.drain("web", "web-1", timeout(0)).await.expect("a drain");
+    rig.handle.activate("web", "web-1").await.expect("it comes back");
+    assert!(share(&rig) > 0 && share(&rig) < whole / 10);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!((share(&rig) * 2).abs_diff(whole) < whole / 10);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(ring(&rig), full);
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    rig.handle.activate("web", "web-1").await.expect("it comes back");
+    assert_eq!(ring(&rig), full);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_tell_the_whole_story_without_a_gap() {
+    let rig = three().await;
+    let stream = rig.handle.events(0).await.expect("events");
+    assert_eq!(stream.backlog[0].kind, EventKind::Started);
+    let ids: Vec<u64> = stream.backlog.iter().map(|event| event.id).collect();
+    assert!(ids.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    let mut live = stream.live;
+    rig.handle.drain("web", "web-1", timeout(9)).await.expect("a drain");
+    let mut kinds = Vec::new();
+    while let Ok(event) = live.try_recv() {
+        kinds.push(event.kind);
+    }
+    let expected = [EventKind::BackendState, EventKind::DrainStarted, EventKind::DrainEnded, EventKind::BackendState];
+    assert_eq!(kinds[..2], expected[..2]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    while let Ok(event) = live.try_recv() {
+        kinds.push(event.kind);
+    }
+    assert_eq!(kinds, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_next_hop_takes_a_backend_out_and_keeps_its_flows() {
+    let rig = three().await;
+    let before = ring(&rig);
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    let address = "10.0.0.11".parse().expect("an address");
+    rig.next_hops.send(NextHopUpdate { address, next_hop: None }).await.expect("the engine listens");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(get(&rig, 1).await.state, State::UnhealthyDraining);
+    {
+        let kernel = rig.kernel();
+        let row = &kernel.backends[&slot(1)];
+        assert_eq!(
+            (row.state, row.next_hop, row.deadline_ns),
+            (BackendState::UnhealthyDraining, Some(next_hop()), None)
+        );
+    }
+    rig.next_hops.send(NextHopUpdate { address, next_hop: Some(next_hop()) }).await.expect("the engine listens");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Active);
+    assert_eq!(ring(&rig), before);
+}
