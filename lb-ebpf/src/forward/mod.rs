@@ -1,6 +1,7 @@
 //! Sending a packet to its backend, one module a mode.
 
 pub mod dsr;
+pub mod forgotten;
 pub mod nat;
 pub mod tunnel;
 

@@ -14,7 +14,7 @@ use lb_common::{
     time,
 };
 
-use super::{Sent, address_frame, write_macs};
+use super::{Sent, address_frame, forgotten, write_macs};
 use crate::{
     by_family, clock, count,
     entry::{FlowMap, FlowRef},
@@ -59,7 +59,7 @@ fn inbound<F: Family>(packet: &Packet, offset: usize, backend: u32, entry: u32) 
 #[inline(always)]
 pub fn reply(packet: &Packet, frame: u32) -> Result<Sent, Outcome> {
     match ebb_reply_flow(packet.context(), frame) {
-        NONE => Err(Outcome::NotForService),
+        NONE => rare::result(forgotten::ebb_reply_forgotten(packet.context(), frame)),
         OVER => rare::result(rare::ebb_reset(packet.context(), frame)),
         OVER_SILENTLY => Err(Outcome::DroppedCut),
         entry => rare::result(ebb_reply(packet.context(), frame, entry)),
