@@ -6,6 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    programs::{Xdp, xdp::XdpMode},
+};
 use ebb_tests::{
     lab::{Arms, FAMILIES, Family, Lab, Plan},
     scene::{Forward, SOON, WEB_PORT},
@@ -15,7 +19,7 @@ use ebb_tests::{
 use lb_userspace::{
     datapath::{
         self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Mode,
-        NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
+        NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, object::OBJECT,
     },
     net::links,
 };
@@ -27,6 +31,8 @@ const BACKENDS: u32 = 3;
 struct Stage {
     family: Family,
     datapath: EbpfDatapath,
+    /// What takes packets out of tunnels on the backends.
+    _decaps: Vec<Ebpf>,
     client: Client,
     servers: Vec<Server>,
     lab: Lab,
@@ -53,7 +59,9 @@ impl Stage {
             Ok(server)
         });
         let servers = servers.collect::<Result<_>>()?;
-        let mut stage = Self { family, datapath, client: Client::start(&lab)?, servers, lab };
+        let tunnels = if forward == Forward::Tunnel { &lab.backends[..] } else { &[] };
+        let decaps = tunnels.iter().map(|host| host.run(decapsulate)?).collect::<Result<_>>()?;
+        let mut stage = Self { family, datapath, _decaps: decaps, client: Client::start(&lab)?, servers, lab };
         stage.configure(forward)?;
         Ok(stage)
     }
@@ -153,6 +161,15 @@ impl Stage {
     }
 }
 
+/// Attaches the program of `ebb decap` in the calling thread's namespace.
+fn decapsulate() -> Result<Ebpf> {
+    let mut object = Ebpf::load(OBJECT)?;
+    let program: &mut Xdp = object.program_mut("ebb_decap").context("ebb_decap")?.try_into()?;
+    program.load()?;
+    program.attach("eth0", XdpMode::Driver)?;
+    Ok(object)
+}
+
 /// Slots in turn to all backends; those of `drained` go to its neighbours, and remember it.
 fn ring(drained: Option<u32>) -> Vec<RingSlot> {
     let slot = |index: u32| {
@@ -178,6 +195,12 @@ fn carries_and_counts(forward: Forward, arms: Arms, family: Family) -> Result<()
         assert!(there > 10, "{tally:?}");
         assert_eq!((flows.established, flows.live()), (there, there), "b{index}: {flows:?}");
     }
+    // Full segments, which a tunnel makes too long.
+    let bulk = stage.client.open(Conversation { payload_len: 50_000, ..Conversation::with(stage.web()) }, 9);
+    bulk.wait_open(9, SOON)?;
+    let tally = bulk.finish_and_wait(SOON).context("bulk")?;
+    assert_eq!(tally.clean, 9, "{tally:?}");
+
     stage.drain(1, Duration::from_mins(1))?;
     let late = stage.hold(60, Duration::from_millis(20))?;
     assert_eq!(late.tally().served_by("b1"), 0, "{:?}", late.tally());
@@ -288,4 +311,6 @@ each_arm! {
     dsr_two_arms: Dsr Two;
     nat_one_arm: Nat One;
     nat_two_arms: Nat Two;
+    tunnel_one_arm: Tunnel One;
+    tunnel_two_arms: Tunnel Two;
 }
