@@ -6,6 +6,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::{
+    DaemonInfo, Stopping,
     client::{Client, ClientError, EventStream},
     wire::{BackendView, Backends, Drains, Events, Flows, Removal, ServiceView, Services, Wanted},
 };
@@ -19,6 +20,16 @@ type Answer<T> = Result<T, ClientError>;
 const NOTHING: Option<&()> = None;
 
 impl Client {
+    /// Which daemon answers here.
+    pub async fn daemon(&self) -> Answer<DaemonInfo> {
+        self.get("/v1/daemon").await
+    }
+
+    /// Has the daemon end. The datapath forwards on.
+    pub async fn stop_daemon(&self) -> Answer<Stopping> {
+        self.call(Method::POST, "/v1/daemon/stop", NOTHING).await
+    }
+
     /// Everything, or one service.
     pub async fn status(&self, service: Option<&str>) -> Answer<Status> {
         let query = service.map_or_else(String::new, |service| format!("?service={service}"));

@@ -2,13 +2,18 @@
 
 mod calls;
 pub mod client;
+mod daemon;
 pub mod error;
 mod events;
 mod extract;
 pub mod metrics;
+mod openapi;
 mod routes;
 pub mod serve;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
+pub use daemon::{DaemonInfo, Stopping, daemon_router};
 pub use routes::router;

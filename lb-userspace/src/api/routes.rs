@@ -1,19 +1,20 @@
 //! The operations on the server's side: each takes its request apart, asks the engine and wraps the answer.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Json as Answer, Router,
     extract::State,
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 
 use super::{
     error::{ApiError, Kind},
     events,
     extract::{Json, Path, Query},
+    openapi::{self, Api},
     wire::{
         ApplyQuery, BackendView, Backends, Drains, Events, EventsQuery, Flows, Removal, RemoveQuery, ServiceView,
         Services, StatusQuery, WaitQuery, Wanted,
@@ -35,26 +36,126 @@ type Result<T> = std::result::Result<T, ApiError>;
 /// The most flows one request lists.
 const FLOWS_LIMIT: usize = 1_000_000;
 
-/// All operations on this engine.
+/// All operations on this engine, and the document that describes them.
 pub fn router(engine: Handle) -> Router {
-    let backend = "/v1/services/{service}/backends/{backend}";
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services", get(services).post(add_service))
-        .route("/v1/services/{service}", get(service).patch(set_service).delete(remove_service))
-        .route("/v1/services/{service}/backends", get(backends).post(add_backend))
-        .route(backend, get(self::backend).patch(set_backend).delete(remove_backend))
-        .route(&format!("{backend}/drain"), post(drain))
-        .route(&format!("{backend}/activate"), post(activate))
-        .route(&format!("{backend}/wait"), get(wait))
-        .route("/v1/hosts/{address}/drain", post(drain_host))
-        .route("/v1/flows", get(flows))
-        .route("/v1/counters", get(counters))
-        .route("/v1/events", get(list_events))
-        .route("/v1/apply", post(apply))
+    let (router, document) = operations().finish();
+    let document = Arc::new(document);
+    router
+        .route("/v1/openapi.json", get(move || async move { Answer((*document).clone()) }))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(engine)
+}
+
+fn operations() -> Api<Handle> {
+    let api = Api::new();
+    backend_operations(service_operations(api))
+        .operation(
+            &openapi::get("/v1/status", "What services, backends and the datapath are doing")
+                .query::<StatusQuery>()
+                .answer::<Status>(),
+            status,
+        )
+        .operation(
+            &openapi::post(
+                "/v1/hosts/{address}/drain",
+                "Drain a host's backends in every service; all of them or none",
+            )
+            .body::<DrainRequest>()
+            .answer::<Drains>(),
+            drain_host,
+        )
+        .operation(
+            &openapi::get("/v1/flows", "The flows being tracked").query::<FlowsRequest>().answer::<Flows>(),
+            flows,
+        )
+        .operation(&openapi::get("/v1/counters", "Packets by what became of them").answer::<CountersView>(), counters)
+        .operation(
+            &openapi::get("/v1/events", "What happened; with follow=true also what happens, as server-sent events")
+                .query::<EventsQuery>()
+                .answer::<Events>()
+                .streams(),
+            list_events,
+        )
+        .operation(
+            &openapi::post(
+                "/v1/apply",
+                "Make the services exactly these; what is not among them is drained and removed",
+            )
+            .query::<ApplyQuery>()
+            .body::<Wanted>()
+            .answer::<ApplyReport>(),
+            apply,
+        )
+}
+
+fn service_operations(api: Api<Handle>) -> Api<Handle> {
+    let (all, one) = ("/v1/services", "/v1/services/{service}");
+    api.operation(&openapi::get(all, "All services with their settings and backends").answer::<Services>(), services)
+        .operation(
+            &openapi::post(all, "Add a service").body::<ServiceSpec>().answer::<ServiceSpec>().creates(),
+            add_service,
+        )
+        .operation(&openapi::get(one, "One service with its settings and backends").answer::<ServiceView>(), service)
+        .operation(
+            &openapi::patch(one, "Change a service's settings; a missing field stays as it is")
+                .body::<ServicePatch>()
+                .answer::<ServiceSpec>(),
+            set_service,
+        )
+        .operation(
+            &openapi::delete(one, "Drain a service's backends, then remove it")
+                .query::<RemoveQuery>()
+                .answer::<Removal>(),
+            remove_service,
+        )
+}
+
+fn backend_operations(api: Api<Handle>) -> Api<Handle> {
+    let all = "/v1/services/{service}/backends";
+    let one = "/v1/services/{service}/backends/{backend}";
+    api.operation(&openapi::get(all, "A service's backends").answer::<Backends>(), backends)
+        .operation(
+            &openapi::post(all, "Add a backend").body::<BackendSpec>().answer::<BackendView>().creates(),
+            add_backend,
+        )
+        .operation(&openapi::get(one, "One backend").answer::<BackendView>(), backend)
+        .operation(
+            &openapi::patch(one, "Change a backend; a missing field stays as it is")
+                .body::<BackendPatch>()
+                .answer::<BackendView>(),
+            set_backend,
+        )
+        .operation(
+            &openapi::delete(one, "Drain a backend, then remove it").query::<RemoveQuery>().answer::<Removal>(),
+            remove_backend,
+        )
+        .operation(
+            &openapi::post(
+                "/v1/services/{service}/backends/{backend}/drain",
+                "Start a drain, or change the one that runs; once answered, no new flow goes to the backend",
+            )
+            .body::<DrainRequest>()
+            .answer::<DrainStarted>(),
+            drain,
+        )
+        .operation(
+            &openapi::post(
+                "/v1/services/{service}/backends/{backend}/activate",
+                "Cancel a drain, or bring a drained backend back",
+            )
+            .answer::<BackendView>(),
+            activate,
+        )
+        .operation(
+            &openapi::get(
+                "/v1/services/{service}/backends/{backend}/wait",
+                "Answer once the latest drain is over, or the backend active",
+            )
+            .query::<WaitQuery>()
+            .answer::<WaitResult>(),
+            wait,
+        )
 }
 
 async fn status(State(engine): State<Handle>, Query(query): Query<StatusQuery>) -> Result<Answer<Status>> {
@@ -235,4 +336,37 @@ async fn no_such_path() -> ApiError {
 async fn no_such_method() -> ApiError {
     ApiError::invalid("this path does not take that method; see /v1/openapi.json")
         .with_status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_describes_the_operations() {
+        let (_, document) = operations().finish();
+        let drain = &document["paths"]["/v1/services/{service}/backends/{backend}/drain"]["post"];
+        assert_eq!(drain["parameters"][1]["name"], "backend");
+        let body = &drain["requestBody"]["content"]["application/json"]["schema"];
+        assert_eq!(body["additionalProperties"], false, "unknown fields are refused: {body}");
+        let properties = body["properties"].as_object().expect("an object");
+        assert_eq!(properties.keys().collect::<Vec<_>>(), ["force", "on_timeout", "timeout_s"]);
+        let status = &document["components"]["schemas"]["BackendStatus"]["properties"];
+        assert!(status["active_flows"].is_object() && status["last_drain"].is_object(), "{status}");
+        let query = &document["paths"]["/v1/events"]["get"]["parameters"];
+        assert_eq!(query.as_array().map(Vec::len), Some(2), "{query}");
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let (_, document) = operations().finish();
+        let text = document.to_string();
+        let mut seen = 0;
+        for reference in text.split("\"$ref\":\"#").skip(1) {
+            let pointer = reference.split('"').next().expect("a string ends");
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+            seen += 1;
+        }
+        assert!(seen > 20, "{seen} references");
+    }
 }

@@ -77,6 +77,11 @@ impl Socket {
         }
     }
 
+    /// Refuses a path that [`Socket::bind`] would refuse, and makes nothing.
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        refuse_occupied(path)
+    }
+
     /// The next caller.
     pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)

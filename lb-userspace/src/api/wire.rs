@@ -1,12 +1,13 @@
 //! What travels besides the shapes of [`crate::control::model`]: lists in an object each, so that they can grow, and queries.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::duration::Seconds;
 use crate::control::model::{BackendStatus, DrainStarted, Event, FlowView, ServiceSpec, WaitFor, WantedService};
 
 /// A service with all its settings and its backends.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// Its settings, the defaults filled in.
     #[serde(flatten)]
@@ -16,7 +17,7 @@ pub struct ServiceView {
 }
 
 /// A backend with the service it belongs to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendView {
     /// The service.
     pub service: String,
@@ -26,42 +27,42 @@ pub struct BackendView {
 }
 
 /// Services.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Services {
     /// In the order in which they were added.
     pub services: Vec<ServiceView>,
 }
 
 /// Backends of one service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Backends {
     /// In the order in which they were added.
     pub backends: Vec<BackendStatus>,
 }
 
 /// Drains that one request started or changed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Drains {
     /// One for each backend.
     pub drains: Vec<DrainStarted>,
 }
 
 /// Flows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Flows {
     /// In no order.
     pub flows: Vec<FlowView>,
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// The oldest first.
     pub events: Vec<Event>,
 }
 
 /// What a request to remove something came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Removal {
     /// The service, or the backend's service.
     pub service: String,
@@ -73,7 +74,7 @@ pub struct Removal {
 }
 
 /// What to look at.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StatusQuery {
     /// Only this service.
@@ -82,7 +83,7 @@ pub struct StatusQuery {
 }
 
 /// How to remove.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RemoveQuery {
     /// Cut what is open instead of draining.
@@ -90,7 +91,7 @@ pub struct RemoveQuery {
 }
 
 /// What to wait for, and for how long.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WaitQuery {
     /// What to wait for.
@@ -102,7 +103,7 @@ pub struct WaitQuery {
 }
 
 /// Whether to look or to follow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventsQuery {
     /// Stay, and send what happens as server-sent events.
@@ -113,7 +114,7 @@ pub struct EventsQuery {
 }
 
 /// The services a file wants: exactly these.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// In the file's order.
@@ -121,7 +122,7 @@ pub struct Wanted {
 }
 
 /// Whether to apply or to tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplyQuery {
     /// Change nothing.

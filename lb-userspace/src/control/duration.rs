@@ -1,7 +1,8 @@
 //! Durations as people write them: `90s`, `5m`, `1h30m`, a bare number of seconds, `none`.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Error;
@@ -193,6 +194,39 @@ impl<'de> Deserialize<'de> for Seconds {
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(LimitVisitor)
+    }
+}
+
+/// Numbers are what is written; words are read too.
+fn schema(generator: &mut SchemaGenerator, what: &str, none: bool) -> Schema {
+    let seconds = json_schema!({ "type": "number", "minimum": 0, "maximum": MAX.as_secs() });
+    let mut forms = vec![seconds];
+    if none {
+        forms.push(json_schema!({ "type": "null" }));
+    }
+    if generator.contract().is_deserialize() {
+        forms.push(json_schema!({ "type": "string", "examples": ["90s", "1h30m"] }));
+    }
+    json_schema!({ "description": what, "anyOf": forms })
+}
+
+impl JsonSchema for Seconds {
+    fn schema_name() -> Cow<'static, str> {
+        "Seconds".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        schema(generator, "A duration in seconds.", false)
+    }
+}
+
+impl JsonSchema for Limit {
+    fn schema_name() -> Cow<'static, str> {
+        "Limit".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        schema(generator, "A duration in seconds, or null for no limit.", true)
     }
 }
 

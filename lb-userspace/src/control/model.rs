@@ -4,6 +4,7 @@
 //! missing field means "as it is".
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
@@ -18,7 +19,7 @@ pub const DEFAULT_DRAIN_TIMEOUT: Limit = Limit::seconds(300);
 pub const MAX_WEIGHT: u32 = 65_535;
 
 /// A service as it is asked for, kept and shown.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceSpec {
     /// Its name.
@@ -70,7 +71,7 @@ pub struct ServiceSpec {
 }
 
 /// The fields of a [`ServiceSpec`] that can be changed while it runs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServicePatch {
     /// See [`ServiceSpec::drain_timeout_s`]; running drains keep the deadline they have.
@@ -115,7 +116,7 @@ pub struct ServicePatch {
 }
 
 /// How many backends of a service may be out of rotation at once: `3` or `"25%"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "NumberOrText", into = "NumberOrText")]
 pub enum MaxOut {
     /// So many.
@@ -125,7 +126,7 @@ pub enum MaxOut {
 }
 
 /// What a service does when no backend is healthy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenUnhealthy {
     /// The unhealthy ones serve, never the draining: the checks may be what is wrong.
@@ -136,7 +137,7 @@ pub enum WhenUnhealthy {
 }
 
 /// A service's health check.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthSpec {
     /// What is done to a backend.
@@ -165,7 +166,7 @@ pub struct HealthSpec {
 }
 
 /// What a health check does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Check {
     /// A TCP connection is accepted.
@@ -199,7 +200,7 @@ pub enum Check {
 }
 
 /// A backend as it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackendSpec {
     /// Its name, unique in its service.
@@ -212,7 +213,7 @@ pub struct BackendSpec {
 }
 
 /// What can be changed of a backend.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackendPatch {
     /// See [`BackendSpec::weight`].
@@ -221,7 +222,7 @@ pub struct BackendPatch {
 }
 
 /// A service with its backends, as a file wants them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WantedService {
     /// The service.
     pub service: ServiceSpec,
@@ -230,7 +231,7 @@ pub struct WantedService {
 }
 
 /// What applying a file changes, or would change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyReport {
     /// True when nothing was done.
     pub dry_run: bool,
@@ -239,7 +240,7 @@ pub struct ApplyReport {
 }
 
 /// One step of an [`ApplyReport`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     /// What is done.
     pub action: ChangeAction,
@@ -253,7 +254,7 @@ pub struct Change {
 }
 
 /// What a [`Change`] does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeAction {
     /// Something new is added.
@@ -265,7 +266,7 @@ pub enum ChangeAction {
 }
 
 /// How to drain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DrainRequest {
     /// How long it may take, from now; the service's unless given. `null` means no deadline, 0 ends it now.
@@ -279,7 +280,7 @@ pub struct DrainRequest {
 }
 
 /// A backend's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Registered; not yet checked, or its next hop not yet resolved.
@@ -297,7 +298,7 @@ pub enum State {
 }
 
 /// How a drain ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// No live flow was left.
@@ -311,7 +312,7 @@ pub enum Outcome {
 }
 
 /// A running drain.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainStatus {
     /// When it began.
     pub started_at: Timestamp,
@@ -336,7 +337,7 @@ pub struct DrainStatus {
 }
 
 /// A drain that is over.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastDrain {
     /// When it began.
     pub started_at: Timestamp,
@@ -354,7 +355,7 @@ pub struct LastDrain {
 }
 
 /// A backend as `ebb status` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendStatus {
     /// Its name.
     pub name: String,
@@ -385,7 +386,7 @@ pub struct BackendStatus {
 }
 
 /// A service as `ebb status` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -402,7 +403,7 @@ pub struct ServiceStatus {
 }
 
 /// `ebb status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The services, in the order in which they were added.
     pub services: Vec<ServiceStatus>,
@@ -411,7 +412,7 @@ pub struct Status {
 }
 
 /// The packet path in a [`Status`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatapathStatus {
     /// Where the program is attached.
     pub interfaces: Vec<InterfaceStatus>,
@@ -420,7 +421,7 @@ pub struct DatapathStatus {
 }
 
 /// An interface in a [`Status`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
@@ -429,7 +430,7 @@ pub struct InterfaceStatus {
 }
 
 /// A backend whose drain was started or changed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DrainStarted {
     /// Its service.
     pub service: String,
@@ -444,7 +445,7 @@ pub struct DrainStarted {
 }
 
 /// What to wait for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitFor {
     /// The end of the latest drain, however it ends.
@@ -455,7 +456,7 @@ pub enum WaitFor {
 }
 
 /// How a wait ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WaitResult {
     /// The service.
     pub service: String,
@@ -468,7 +469,7 @@ pub struct WaitResult {
 }
 
 /// Which flows to list.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct FlowsRequest {
     /// Only this service's.
@@ -480,7 +481,7 @@ pub struct FlowsRequest {
 }
 
 /// One flow.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowView {
     /// The transport.
     pub protocol: Protocol,
@@ -501,14 +502,14 @@ pub struct FlowView {
 }
 
 /// The packet path's counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CountersView {
     /// Packets by outcome.
     pub outcomes: Vec<OutcomeCount>,
 }
 
 /// Packets of one outcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutcomeCount {
     /// The outcome's name.
     pub name: String,
@@ -517,7 +518,7 @@ pub struct OutcomeCount {
 }
 
 /// Something that happened.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Grows by one with each event, over restarts too.
     pub id: u64,
@@ -549,7 +550,7 @@ pub struct Event {
 }
 
 /// What an [`Event`] says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// A service was added.
@@ -579,7 +580,7 @@ pub enum EventKind {
 }
 
 /// `3` or `"25%"` on the wire.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum NumberOrText {
     Number(u32),

@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -15,7 +16,7 @@ use crate::datapath::Protocol;
 pub const MAX_NAME_BYTES: usize = 64;
 
 /// Where clients send to: `10.0.0.100:80/tcp`, `[fd00::1]:80/udp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct Vip {
     /// Address and port.
@@ -25,7 +26,7 @@ pub struct Vip {
 }
 
 /// A backend's address, under `nat` with a port where it differs from the VIP's: `10.0.0.11`, `10.0.0.11:8080`, `[fd00::b]:8080`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackendAddress {
     /// The host.

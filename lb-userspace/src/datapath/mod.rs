@@ -37,6 +37,7 @@ use std::{
     time::Duration,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A service's row in the packet path's arrays.
@@ -50,7 +51,7 @@ pub struct ServiceSlot(pub u16);
 pub struct BackendSlot(pub u32);
 
 /// The transport a service balances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// Connections: opened by a SYN, closed by FINs or an RST.
@@ -60,7 +61,7 @@ pub enum Protocol {
 }
 
 /// How a packet travels from here to its backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Forward {
     /// Direct server return: only the MAC addresses change; the backend holds the VIP and answers the client itself.
@@ -73,7 +74,7 @@ pub enum Forward {
 }
 
 /// What happens to flows that outlive their drain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CutPolicy {
     /// Both ends get an RST that they accept.
@@ -213,7 +214,7 @@ impl BackendFlows {
 }
 
 /// The flow table as a whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowTotals {
     /// Opening, established and half-closed flows.
     pub live: u64,
@@ -249,7 +250,7 @@ pub struct CutReport {
 }
 
 /// How far a flow has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FlowState {
     /// A SYN or a first datagram seen.

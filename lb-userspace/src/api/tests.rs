@@ -1,0 +1,179 @@
+//! The server as a caller meets it, on an engine with a fake datapath.
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, StatusCode, header},
+};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{client::Client, router, serve::serve, socket::Socket};
+use crate::{control::model::WaitFor, daemon::fake::Rig};
+
+async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+    let request = Request::builder()
+        .method(method.parse::<Method>().expect("a method"))
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body.to_owned()))
+        .expect("a request");
+    let answer = router.clone().oneshot(request).await.expect("routers do not fail");
+    let status = answer.status();
+    let bytes = answer.into_body().collect().await.expect("a body").to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+const WEB: &str = r#"{"name":"web","vip":"10.0.0.100:80/tcp","drain_timeout_s":60}"#;
+
+/// A service with two backends that are active.
+async fn web(router: &Router) {
+    assert_eq!(ask(router, "POST", "/v1/services", WEB).await.0, StatusCode::CREATED);
+    for (name, address) in [("b1", "10.0.0.11"), ("b2", "10.0.0.12")] {
+        let body = json!({ "name": name, "address": address }).to_string();
+        let (status, view) = ask(router, "POST", "/v1/services/web/backends", &body).await;
+        assert_eq!((status, &view["service"]), (StatusCode::CREATED, &json!("web")), "{view}");
+        let path = format!("/v1/services/web/backends/{name}/wait?for=active&timeout_s=5");
+        assert_eq!(ask(router, "GET", &path, "").await.0, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_backend_is_drained_and_comes_back() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    let (status, drain) = ask(&router, "POST", "/v1/services/web/backends/b1/drain", r#"{"timeout_s":"1m"}"#).await;
+    assert_eq!(status, StatusCode::OK, "{drain}");
+    let (status, waited) = ask(&router, "GET", "/v1/services/web/backends/b1/wait?timeout_s=5", "").await;
+    assert_eq!((status, &waited["last_drain"]["outcome"]), (StatusCode::OK, &json!("completed")), "{waited}");
+    let (_, view) = ask(&router, "POST", "/v1/services/web/backends/b1/activate", "").await;
+    assert_eq!(view["state"], "active", "{view}");
+    let (_, removal) = ask(&router, "DELETE", "/v1/services/web/backends/b1?now=true", "").await;
+    assert_eq!(removal, json!({ "service": "web", "backend": "b1", "removed": true }));
+    let (_, list) = ask(&router, "GET", "/v1/services", "").await;
+    assert_eq!(list["services"][0]["backends"].as_array().map(Vec::len), Some(1), "{list}");
+    assert_eq!(list["services"][0]["drain_timeout_s"], 60, "{list}");
+}
+
+#[tokio::test]
+async fn refusals_have_one_shape() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    for (method, path, body, status, kind) in [
+        ("GET", "/v1/services/nope", "", 404, "not_found"),
+        ("GET", "/v1/services/web/backends/nope", "", 404, "not_found"),
+        ("POST", "/v1/services/web/backends/nope/drain", "{}", 404, "not_found"),
+        ("GET", "/v1/status?service=nope", "", 404, "not_found"),
+        ("GET", "/nope", "", 404, "not_found"),
+        ("PUT", "/v1/status", "", 405, "invalid"),
+        ("POST", "/v1/services", WEB, 409, "conflict"),
+        ("POST", "/v1/services", "{{{", 400, "invalid"),
+        ("POST", "/v1/services", "", 400, "invalid"),
+        ("POST", "/v1/services", r#"{"name":"x","vip":"10.0.0.1:80/tcp","colour":"red"}"#, 400, "invalid"),
+        ("POST", "/v1/services", r#"{"name":"x","vip":"10.0.0.1:80/icmp"}"#, 400, "invalid"),
+        ("POST", "/v1/services", r#"{"name":"a/b","vip":"10.0.0.1:80/tcp"}"#, 400, "invalid"),
+        ("PATCH", "/v1/services/web", r#"{"drain_timeout_s":-1}"#, 400, "invalid"),
+        ("PATCH", "/v1/services/web", r#"{"drain_timeout_s":1e300}"#, 400, "invalid"),
+        ("PATCH", "/v1/services/web/backends/b1", r#"{"weight":-1}"#, 400, "invalid"),
+        ("POST", "/v1/services/web/backends/b1/drain", r#"{"timeout_s":"soon"}"#, 400, "invalid"),
+        ("POST", "/v1/hosts/not-an-address/drain", "{}", 400, "invalid"),
+        ("POST", "/v1/hosts/10.9.9.9/drain", "{}", 404, "not_found"),
+        ("GET", "/v1/services/web/backends/b1/wait?timeout_s=0.01", "", 408, "timeout"),
+        ("GET", "/v1/services/web/backends/b1/wait?for=godot", "", 400, "invalid"),
+        ("GET", "/v1/flows?limit=many", "", 400, "invalid"),
+        ("GET", "/v1/services/%ff", "", 400, "invalid"),
+        ("POST", "/v1/apply", r#"{"services":[{"service":{},"backends":[]}]}"#, 400, "invalid"),
+    ] {
+        let (found, answer) = ask(&router, method, path, body).await;
+        let error = &answer["error"];
+        assert_eq!((found.as_u16(), &error["kind"]), (status, &json!(kind)), "{method} {path} {body}: {answer}");
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_end_or_of_another_kind_is_refused() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(5 << 20));
+    let (status, answer) = ask(&router, "POST", "/v1/services", &long).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+    let deep = "[".repeat(200_000);
+    assert_eq!(ask(&router, "POST", "/v1/services", &deep).await.0, StatusCode::BAD_REQUEST);
+    let form = Request::post("/v1/services").header(header::CONTENT_TYPE, "text/plain").body(Body::from(WEB));
+    let answer = router.oneshot(form.expect("a request")).await.expect("routers do not fail");
+    assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn applying_tells_then_does() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    let wanted = json!({ "services": [{
+        "service": { "name": "web", "vip": "10.0.0.100:80/tcp", "drain_timeout_s": 90 },
+        "backends": [{ "name": "b2", "address": "10.0.0.12" }, { "name": "b3", "address": "10.0.0.13" }],
+    }] });
+    let (_, told) = ask(&router, "POST", "/v1/apply?dry_run=true", &wanted.to_string()).await;
+    assert_eq!((&told["dry_run"], told["changes"].as_array().map(Vec::len)), (&json!(true), Some(3)), "{told}");
+    let (_, status) = ask(&router, "GET", "/v1/status", "").await;
+    assert_eq!(status["services"][0]["drain_timeout_s"], 60, "nothing was changed");
+    let (_, done) = ask(&router, "POST", "/v1/apply", &wanted.to_string()).await;
+    assert_eq!(done["changes"], told["changes"]);
+    let (_, status) = ask(&router, "GET", "/v1/status", "").await;
+    assert_eq!(status["services"][0]["drain_timeout_s"], 90);
+}
+
+/// Every request that the document describes is known to the server: a made-up name is not found, but the path is.
+#[tokio::test]
+async fn what_the_document_describes_is_served() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    let (status, document) = ask(&router, "GET", "/v1/openapi.json", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let paths = document["paths"].as_object().expect("paths");
+    assert!(paths.len() > 10, "{}", paths.len());
+    for (path, operations) in paths {
+        for method in operations.as_object().expect("operations").keys() {
+            let path = path.replace("{address}", "10.9.9.9").replace("{service}", "s").replace("{backend}", "b");
+            let (status, answer) = ask(&router, &method.to_uppercase(), &path, "").await;
+            let unknown = answer["error"]["message"].as_str().is_some_and(|message| message.contains("no such path"));
+            assert!(status != StatusCode::METHOD_NOT_ALLOWED && !unknown, "{method} {path}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_client_speaks_to_the_server_over_the_socket() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ebb.sock");
+    let socket = Socket::bind(&path).expect("binds");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    let server = tokio::spawn(serve(socket, router, async move { drop(stopped.await) }));
+
+    let client = Client::new(&path);
+    let mut events = client.follow_events(None).await.expect("a stream");
+    let first: crate::control::model::Event = events.next().await.expect("an event").expect("not the end");
+    assert_eq!(first.id, 1.min(first.id), "ids begin at the beginning");
+    let drain = client.drain("web", "b1", &crate::control::model::DrainRequest::default()).await.expect("drains");
+    assert_eq!(drain.backend, "b1");
+    let waited = client.wait("web", "b1", WaitFor::Drained, None).await.expect("ends");
+    assert!(waited.last_drain.is_some());
+    let mut last = first.id;
+    while let Some(event) = events.next::<crate::control::model::Event>().await.expect("events") {
+        assert_eq!(event.id, last + 1, "none is missing");
+        last = event.id;
+        if event.kind == crate::control::model::EventKind::DrainEnded {
+            break;
+        }
+    }
+    stop.send(()).expect("the server listens");
+    server.await.expect("the server ends, though a stream is open");
+    assert!(!path.exists());
+}
