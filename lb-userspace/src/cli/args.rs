@@ -2,13 +2,17 @@
 //!
 //! Values are parsed here into their types, so that a malformed one is a usage error (exit code 2) before any daemon is asked.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::values::{FlowScope, Target, backend_name, host, service_name, weight, words};
+use super::values::{FlowScope, Target, backend_name, host, listen_address, service_name, weight, words};
 use crate::{
+    config::file::Mode,
     control::{
         duration::{Limit, Seconds},
         model::{ServicePatch, WaitFor},
@@ -19,13 +23,12 @@ use crate::{
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/ebb/ebb.sock";
-/// Where the datapath's maps and programs are pinned unless told otherwise.
-pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/ebb";
 /// Where the daemon keeps what must survive a reboot unless told otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/ebb";
 
 const FORWARDS: [(&str, Forward); 3] = [("dsr", Forward::Dsr), ("nat", Forward::Nat), ("tunnel", Forward::Tunnel)];
 const POLICIES: [(&str, CutPolicy); 2] = [("reset", CutPolicy::Reset), ("silent", CutPolicy::Silent)];
+const MODES: [(&str, Mode); 3] = [("auto", Mode::Auto), ("native", Mode::Native), ("generic", Mode::Generic)];
 const GOALS: [(&str, WaitFor); 2] = [("drained", WaitFor::Drained), ("active", WaitFor::Active)];
 
 /// A layer-4 load balancer that takes backends out of service without breaking their connections.
@@ -63,6 +66,10 @@ pub enum Output {
 /// Every command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Load the datapath and serve it until stopped; stopping leaves traffic flowing
+    Run(RunArgs),
+    /// Remove the datapath and what it keeps, with or without a daemon
+    Unload(UnloadArgs),
     /// Check a configuration file; needs no daemon
     Check {
         /// The file
@@ -125,6 +132,51 @@ pub enum Command {
         /// Where to
         directory: PathBuf,
     },
+}
+
+/// `ebb run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file; it wins over what was kept from the last run
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Interface to balance on (repeat for several)
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    pub interfaces: Vec<String>,
+    /// Where the program runs: in the driver, in the stack, or the best that works [default: auto]
+    #[arg(long, value_name = "auto|native|generic", value_parser = words(&MODES))]
+    pub mode: Option<Mode>,
+    /// Flows that can be tracked at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=67_108_864))]
+    pub max_flows: Option<u32>,
+    /// Serve metrics for Prometheus here, e.g. 127.0.0.1:9090
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub metrics: Option<SocketAddr>,
+    /// Directories of the datapath and of the state
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// `ebb unload`.
+#[derive(Debug, Args)]
+pub struct UnloadArgs {
+    /// Only detach from this interface (repeat for several); all of them by default
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    pub interfaces: Vec<String>,
+    /// Directories of the datapath and of the state
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Where the datapath and the daemon's state live.
+#[derive(Debug, Clone, Args)]
+pub struct Places {
+    /// Directory on bpffs for the pinned datapath [default: /sys/fs/bpf/ebb]
+    #[arg(long, value_name = "DIR")]
+    pub pin_path: Option<PathBuf>,
+    /// Directory for what must survive a reboot [default: /var/lib/ebb]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `ebb service …`.

@@ -186,7 +186,9 @@ async fn persevere(
     let mut away_since = None;
     loop {
         let asked = Instant::now();
-        let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+        // The first time in full, so that what the daemon says is what was typed.
+        let spent = if away_since.is_none() { Duration::ZERO } else { begun.elapsed() };
+        let left = timeout.map(|timeout| timeout.saturating_sub(spent));
         let answer = client.wait(&target.service, &target.backend, goal, left).await;
         let error = match answer {
             Ok(result) => return Ok(result),

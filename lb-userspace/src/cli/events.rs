@@ -71,7 +71,8 @@ fn line(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
         (Some(service), None) => service.clone(),
         (None, _) => "-".to_owned(),
     };
-    writeln!(out, "{at}  {:16}  {subject}  {}", kind(event.kind), detail(event))
+    let line = format!("{at}  {:16}  {subject}  {}", kind(event.kind), detail(event));
+    writeln!(out, "{}", line.trim_end())
 }
 
 fn detail(event: &Event) -> String {

@@ -10,9 +10,12 @@ mod files;
 mod generate;
 mod print;
 mod progress;
+mod run;
+mod settings;
 mod show;
 mod table;
 mod top;
+mod unload;
 pub mod values;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
@@ -55,10 +58,11 @@ fn not_understood(error: &clap::Error) -> Exit {
 
 fn execute(cli: Cli) -> Result<Exit, Failure> {
     // Talking to the daemon is one conversation: a second thread would have nothing to do.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let runtime = match &cli.command {
+        Command::Run(_) => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
+        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+    };
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     let client = Client::new(cli.global.socket);
     let print = Printer::new(cli.global.output);
     runtime.block_on(ask(cli.command, &client, print))
@@ -66,6 +70,8 @@ fn execute(cli: Cli) -> Result<Exit, Failure> {
 
 async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
+        Command::Run(args) => run::run(&args, client.socket()).await,
+        Command::Unload(args) => unload::unload(&args, client, print).await,
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
         Command::Events { follow } => events::events(follow, client, print).await,

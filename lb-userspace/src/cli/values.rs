@@ -1,6 +1,10 @@
 //! What is typed to name things: each parses, or says in one sentence what it should look like.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
@@ -67,6 +71,13 @@ pub fn backend_name(text: &str) -> Result<String, Error> {
 pub fn host(text: &str) -> Result<IpAddr, Error> {
     text.parse().map_err(|_| {
         Error::Invalid(format!("'{text}' is not a host's address: write 10.0.0.11 or fd00::b, without a port"))
+    })
+}
+
+/// An address and port to listen on.
+pub fn listen_address(text: &str) -> Result<SocketAddr, Error> {
+    text.parse().map_err(|_| {
+        Error::Invalid(format!("'{text}' is not an address to listen on: write 127.0.0.1:9090 or [::1]:9090"))
     })
 }
 

@@ -1,0 +1,309 @@
+//! `ebb run`: puts the daemon together, runs it until a signal, and takes it apart. The datapath forwards on without it.
+
+use std::{
+    fs::{File as OsFile, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+};
+
+use sd_notify::NotifyState;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+};
+
+use super::{
+    args::RunArgs,
+    failure::{Exit, Failure},
+    files,
+    settings::Settings,
+};
+use crate::{
+    api::{self, DaemonInfo, metrics, socket::Socket},
+    config::file::File,
+    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, store::Store},
+    datapath::{self, EbpfDatapath},
+    net::NetlinkResolver,
+};
+
+/// News about next hops that wait for the engine.
+const NEXT_HOP_QUEUE: usize = 256;
+
+/// `ebb run`.
+pub(super) async fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
+    let file = args.config.as_deref().map(files::load).transpose()?;
+    let settings = Settings::merge(args, &file.as_ref().map(|file| file.daemon.clone()).unwrap_or_default());
+    log_to_stderr();
+    Daemon::serve(settings, file, args.config.clone(), socket).await
+}
+
+/// What runs.
+struct Daemon {
+    handle: Handle,
+    engine: JoinHandle<()>,
+    server: tokio::task::JoinHandle<()>,
+    stop: watch::Sender<bool>,
+    config: Option<PathBuf>,
+}
+
+impl Daemon {
+    async fn serve(
+        settings: Settings,
+        file: Option<File>,
+        config: Option<PathBuf>,
+        socket: &Path,
+    ) -> Result<Exit, Failure> {
+        // What can be refused without touching anything comes first.
+        Socket::check(socket).map_err(failed)?;
+        let mut signals = Signals::new()?;
+        let metrics = listen_for_scrapers(&settings).await?;
+        let store = Store::open(&settings.state_dir).map_err(failed)?;
+        let _lock = lock(&settings.state_dir)?;
+        let untouched = !settings.datapath.pin_path.exists();
+        let started = Self::start(&settings, store, file, config, socket, metrics).await;
+        let daemon = match started {
+            Ok(daemon) => daemon,
+            Err(failure) => {
+                if untouched {
+                    undo(&settings.datapath.pin_path);
+                }
+                return Err(failure);
+            }
+        };
+        notify(&[NotifyState::Ready]);
+        daemon.until_stopped(&mut signals).await;
+        notify(&[NotifyState::Stopping]);
+        daemon.stop().await;
+        Ok(Exit::Done)
+    }
+
+    async fn start(
+        settings: &Settings,
+        store: Store,
+        file: Option<File>,
+        config: Option<PathBuf>,
+        socket: &Path,
+        metrics: Option<TcpListener>,
+    ) -> Result<Self, Failure> {
+        let mut datapath = EbpfDatapath::open(&settings.datapath).map_err(failed)?;
+        if let Some(log) = datapath.take_log() {
+            tokio::spawn(async move {
+                if let Err(error) = log.run().await {
+                    tracing::warn!("the program's log is no longer read: {error}");
+                }
+            });
+        }
+        let (updates, next_hops) = next_hop_queue();
+        let resolver = NetlinkResolver::start(updates)
+            .map_err(|error| Failure::failed(format!("cannot follow the network over netlink: {error}")))?;
+        let (engine, handle) = Engine::start(EngineOptions {
+            datapath: Box::new(datapath),
+            resolver: Box::new(resolver),
+            next_hops,
+            store,
+            clock: Arc::new(SystemClock),
+        })
+        .map_err(failed)?;
+        let (stop, stopped) = watch::channel(false);
+        let engine = engine.spawn(wait_for(stopped.clone())).map_err(failed)?;
+        let applied = match file {
+            Some(file) => apply(&handle, &file).await,
+            None => Ok(()),
+        };
+        let answering =
+            applied.and_then(|()| Self::begin(settings, socket, metrics, handle.clone(), stop.clone(), stopped));
+        match answering {
+            Ok(server) => Ok(Self { handle, engine, server, stop, config }),
+            Err(failure) => {
+                stop.send_replace(true);
+                join(engine).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Answers on the socket: the last step of a start, since whoever is answered may rely on everything before.
+    fn begin(
+        settings: &Settings,
+        socket: &Path,
+        metrics: Option<TcpListener>,
+        handle: Handle,
+        stop: watch::Sender<bool>,
+        stopped: watch::Receiver<bool>,
+    ) -> Result<tokio::task::JoinHandle<()>, Failure> {
+        if let Some(listener) = metrics {
+            tokio::spawn(metrics::serve(listener, handle.clone(), wait_for(stopped.clone())));
+        }
+        let info = DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            pin_path: settings.datapath.pin_path.clone(),
+            state_dir: settings.state_dir.clone(),
+        };
+        let router = api::router(handle).merge(api::daemon_router(info, stop));
+        let socket = Socket::bind(socket).map_err(failed)?;
+        Ok(tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))))
+    }
+
+    async fn until_stopped(&self, signals: &mut Signals) {
+        let watchdog = tokio::spawn(feed_watchdog(self.handle.clone()));
+        let asked = wait_for(self.stop.subscribe());
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                () = &mut asked => break,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => self.reload().await,
+            }
+        }
+        watchdog.abort();
+        tracing::info!("stopping; the datapath goes on forwarding, \"ebb unload\" removes it");
+    }
+
+    /// A file that is wrong changes nothing: what is wrong is logged, and the daemon goes on with what it has.
+    async fn reload(&self) {
+        let Some(path) = &self.config else {
+            tracing::warn!("SIGHUP: started without a file, so there is none to read again");
+            return;
+        };
+        let reloaded = match files::load(path) {
+            Ok(file) => apply(&self.handle, &file).await,
+            Err(failure) => Err(failure),
+        };
+        match reloaded {
+            Ok(()) => tracing::info!("read {} again", path.display()),
+            Err(failure) => tracing::error!("{failure}; nothing was changed"),
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.server.await {
+            tracing::error!("the API ended badly: {error}");
+        }
+        join(self.engine).await;
+    }
+}
+
+/// The resolver must never wait, as it would lose what the kernel says; the engine takes updates as it can.
+fn next_hop_queue() -> (mpsc::UnboundedSender<NextHopUpdate>, mpsc::Receiver<NextHopUpdate>) {
+    let (updates, mut found) = mpsc::unbounded_channel();
+    let (sender, next_hops) = mpsc::channel(NEXT_HOP_QUEUE);
+    tokio::spawn(async move {
+        while let Some(update) = found.recv().await {
+            if sender.send(update).await.is_err() {
+                return;
+            }
+        }
+    });
+    (updates, next_hops)
+}
+
+async fn apply(handle: &Handle, file: &File) -> Result<(), Failure> {
+    let wanted = file.wanted().map_err(failed)?;
+    let report = handle.apply(wanted, false).await.map_err(failed)?;
+    for change in report.changes {
+        let backend = change.backend.map_or_else(String::new, |backend| format!("/{backend}"));
+        tracing::info!("{}{backend}: {}", change.service, change.detail);
+    }
+    Ok(())
+}
+
+/// The engine writes the state last; its thread is waited for without blocking the runtime it uses.
+async fn join(engine: JoinHandle<()>) {
+    let joined = tokio::task::spawn_blocking(move || engine.join()).await;
+    if !matches!(joined, Ok(Ok(()))) {
+        tracing::error!("the engine ended badly; the state is as it was last saved");
+    }
+}
+
+async fn wait_for(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the daemon.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Takes a datapath away that a failed start had made.
+fn undo(pin_path: &Path) {
+    if let Err(error) = datapath::unload(pin_path, &[]) {
+        tracing::error!("what this start had loaded is still there ({error}); \"ebb unload\" removes it");
+    }
+}
+
+async fn listen_for_scrapers(settings: &Settings) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = settings.metrics else { return Ok(None) };
+    let listener = metrics::bind(address).await.map_err(|error| {
+        Failure::failed(format!("cannot serve metrics on {address}: {error}; choose another with --metrics"))
+    })?;
+    Ok(Some(listener))
+}
+
+/// Holds a directory of state for as long as the returned file is open, however this process ends.
+pub(super) fn lock(state_dir: &Path) -> Result<OsFile, Failure> {
+    let cannot = |error| Failure::failed(format!("cannot lock {}: {error}", state_dir.display()));
+    let directory = OsFile::open(state_dir).map_err(cannot)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(Failure::failed(format!(
+            "the state in {} is held by another running ebb: stop it, or give this one another --state-dir",
+            state_dir.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
+}
+
+/// Tells systemd that the daemon lives, for as long as its engine answers.
+async fn feed_watchdog(handle: Handle) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(limit / 3);
+    loop {
+        ticks.tick().await;
+        if handle.services().await.is_ok() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::failed(error.to_string())
+}
+
+/// The signals a daemon answers to. Registered before anything is loaded, so that none ends it half-way.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let watch = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+            hangup: watch(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// `EBB_LOG` takes levels as `info` or `lb_userspace=debug`. Under systemd the journal has the time already.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::Level::INFO.into())
+        .with_env_var("EBB_LOG")
+        .from_env_lossy();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let installed =
+        if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().try_init() } else { log.try_init() };
+    // Only a second call could fail, and then the first one's logger stands.
+    drop(installed);
+}

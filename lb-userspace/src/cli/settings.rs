@@ -1,0 +1,96 @@
+//! What `ebb run` runs with: a flag where one was given, else the file, else the default.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::args::{DEFAULT_STATE_DIR, Places, RunArgs};
+use crate::{
+    config::file::{Daemon, Mode},
+    datapath,
+};
+
+/// All settings of a run.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// How the datapath is opened.
+    pub(super) datapath: datapath::Options,
+    /// Where what must survive a reboot is kept.
+    pub(super) state_dir: PathBuf,
+    /// Where metrics are served, if anywhere.
+    pub(super) metrics: Option<SocketAddr>,
+}
+
+impl Settings {
+    /// Flags over file over defaults. Interfaces are not merged: those on the command line replace the file's.
+    pub(super) fn merge(args: &RunArgs, file: &Daemon) -> Self {
+        let defaults = datapath::Options::default();
+        let interfaces = if args.interfaces.is_empty() { &file.interfaces } else { &args.interfaces };
+        let pin_path = args.places.pin_path.as_ref().or(file.pin_path.as_ref());
+        let state_dir = args.places.state_dir.as_ref().or(file.state_dir.as_ref());
+        let mode = match args.mode.or(file.mode).unwrap_or_default() {
+            Mode::Auto => datapath::Mode::Auto,
+            Mode::Native => datapath::Mode::Native,
+            Mode::Generic => datapath::Mode::Generic,
+        };
+        Self {
+            state_dir: state_dir.cloned().unwrap_or_else(default_state_dir),
+            metrics: args.metrics.or(file.metrics),
+            datapath: datapath::Options {
+                interfaces: interfaces.clone(),
+                mode,
+                max_flows: args.max_flows.or(file.max_flows).unwrap_or(defaults.max_flows),
+                pin_path: pin_path.cloned().unwrap_or(defaults.pin_path),
+                ..defaults
+            },
+        }
+    }
+}
+
+/// The directories of pins and of state that a command without a file works on.
+pub(super) fn places(places: &Places) -> (PathBuf, PathBuf) {
+    (
+        places.pin_path.clone().unwrap_or_else(datapath::default_pin_path),
+        places.state_dir.clone().unwrap_or_else(default_state_dir),
+    )
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from(DEFAULT_STATE_DIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    fn merged(words: &[&str], file: &str) -> Settings {
+        let cli = Cli::try_parse_from(["ebb", "run"].iter().chain(words)).expect("well formed");
+        let Command::Run(args) = cli.command else { panic!("it is a run") };
+        let file = crate::config::file::parse(file).expect("well formed");
+        Settings::merge(&args, &file.daemon)
+    }
+
+    const FILE: &str = "[daemon]\ninterfaces = [\"eth0\", \"eth1\"]\nmode = \"generic\"\nmax_flows = 4096\n\
+                        metrics = \"127.0.0.1:9090\"\nstate_dir = \"/srv/ebb\"\n";
+
+    #[test]
+    fn the_file_wins_over_the_defaults() {
+        let settings = merged(&[], FILE);
+        assert_eq!(settings.datapath.interfaces, ["eth0", "eth1"]);
+        assert_eq!(settings.datapath.mode, datapath::Mode::Generic);
+        assert_eq!(settings.datapath.max_flows, 4096);
+        assert_eq!(settings.state_dir, PathBuf::from("/srv/ebb"));
+        assert_eq!(settings.metrics, Some(([127, 0, 0, 1], 9090).into()));
+        assert_eq!(settings.datapath.pin_path, datapath::default_pin_path());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let settings = merged(&["-i", "eth9", "--mode", "native", "--max-flows", "2048", "--pin-path", "/p"], FILE);
+        assert_eq!(settings.datapath.interfaces, ["eth9"]);
+        assert_eq!(settings.datapath.mode, datapath::Mode::Native);
+        assert_eq!(settings.datapath.max_flows, 2048);
+        assert_eq!(settings.datapath.pin_path, PathBuf::from("/p"));
+    }
+}
