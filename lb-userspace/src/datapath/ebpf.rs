@@ -136,7 +136,7 @@ impl EbpfDatapath {
             pins,
         };
         if !fresh {
-            datapath.adopt_rows()?;
+            datapath.adopt_rows();
         }
         let program = program.as_fd();
         datapath.attachments = plan.carry_out(&datapath.pins, program, options.mode, &mut undo)?;
@@ -147,12 +147,15 @@ impl EbpfDatapath {
     }
 
     /// Finds the rows and rings of an earlier daemon.
-    fn adopt_rows(&mut self) -> Result<(), OpenError> {
+    fn adopt_rows(&mut self) {
         for slot in 0..self.maps.services.rows() {
-            let Some(row) = self.maps.services.read(slot) else { continue };
-            if let (Some(published), Ok(service)) = (Published::unpack(row.ring), u16::try_from(slot)) {
-                let adopted = self.rings.adopt(self.maps.rings.as_fd(), service, published);
-                adopted.opening(|| format!("cannot take over the ring of service row {slot}"))?;
+            let Some(mut row) = self.maps.services.read(slot) else { continue };
+            if let (Some(published), Ok(service)) = (Published::unpack(row.ring), u16::try_from(slot))
+                && let Err(error) = self.rings.adopt(self.maps.rings.as_fd(), service, published)
+            {
+                tracing::warn!("the ring of service row {slot} cannot be taken over ({error}): it is built anew");
+                row.ring = 0;
+                self.maps.services.write(slot, &row);
             }
         }
         for slot in 0..self.maps.backends.rows() {
@@ -165,7 +168,6 @@ impl EbpfDatapath {
         }
         self.adopted.flow_table_kept = true;
         self.adopted.rows_kept = true;
-        Ok(())
     }
 
     /// The program's log of rare events, to be read by a task; once.

@@ -117,10 +117,11 @@ impl Datapath for EbpfDatapath {
             self.rings.store(service.0, (0..).zip(words));
             return Ok(());
         }
-        let built = self.rings.build(outer, service.0, &words).working(context)?;
+        let built = self.rings.build(outer, self.maps.services.rows(), service.0, &words).working(context)?;
         row.ring = built.published().pack();
         self.maps.services.write(u32::from(service.0), &row);
-        self.rings.put_in_force(outer, built).working(context)
+        self.rings.put_in_force(built);
+        Ok(())
     }
 
     fn set_ring_slots(&mut self, service: ServiceSlot, changes: &[(u32, RingSlot)]) -> Result<(), DatapathError> {

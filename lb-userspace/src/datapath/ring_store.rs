@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::atomic::Ordering,
 };
 
@@ -14,6 +14,11 @@ use super::{RingSlot, mmap::Mapped, sys};
 /// Entries of the array of rings for each service.
 pub(crate) const MAPS_PER_SERVICE: u32 = 2;
 
+/// Longest ring of which one is kept ready (128 kB).
+const SPARE_SIZE: u32 = lb_common::ring::RING_SIZES[1];
+/// Most rings kept ready.
+const SPARES: usize = 64;
+
 /// A ring in force.
 #[derive(Debug)]
 struct Ring {
@@ -21,10 +26,13 @@ struct Ring {
     slots: Mapped<u64>,
 }
 
-/// The rings in force.
+/// The rings in force, and some made ready.
 #[derive(Debug, Default)]
 pub(crate) struct Rings {
     by_service: HashMap<u16, Ring>,
+    /// Maps that stand at half 0 of services without a ring. Putting a map in place costs a grace period of some
+    /// milliseconds, and one is enough for many maps: a thousand services would else take ten seconds to restore.
+    spares: HashMap<u16, Mapped<u64>>,
 }
 
 /// A ring that stands in its map and waits to be put in force.
@@ -50,7 +58,7 @@ pub(crate) fn word(slot: &RingSlot) -> u64 {
 impl Rings {
     /// Finds the ring in force again after a restart.
     pub(crate) fn adopt(&mut self, outer: BorrowedFd<'_>, service: u16, published: Published) -> io::Result<()> {
-        let missing = || io::Error::new(io::ErrorKind::NotFound, format!("service row {service} names no ring"));
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not where its service's row says");
         let map = sys::inner_map(outer, published.map_index(service))?.ok_or_else(missing)?;
         let info = sys::map_info(map.as_fd())?;
         if info.max_entries < published.size || info.value_size as usize != size_of::<u64>() {
@@ -79,43 +87,99 @@ impl Rings {
         true
     }
 
-    /// Builds a ring of another size in the map that is not in force.
-    pub(crate) fn build(&self, outer: BorrowedFd<'_>, service: u16, words: &[u64]) -> io::Result<Built> {
+    /// Builds a ring of another size in the map that is not in force. What stood there before is freed by the kernel
+    /// when no packet reads it.
+    pub(crate) fn build(
+        &mut self,
+        outer: BorrowedFd<'_>,
+        services: u32,
+        service: u16,
+        words: &[u64],
+    ) -> io::Result<Built> {
         let size = u32::try_from(words.len()).map_err(io::Error::other)?;
         let half = self.by_service.get(&service).map_or(0, |ring| 1 - ring.published.half);
         let published = Published { half, size };
-        let map = sys::create_map(sys::MapSpec {
-            name: "ebb_ring",
-            map_type: sys::ARRAY,
-            value_size: size_of::<u64>() as u32,
-            max_entries: size,
-            flags: sys::INNER_MAP | sys::MMAPABLE,
-            inner: None,
-        })?;
-        let slots = Mapped::<u64>::new(map.as_fd(), size)?;
+        let slots = match self.spares.remove(&service).filter(|spare| half == 0 && spare.rows() == size) {
+            Some(spare) => spare,
+            None if half == 0 => self.place_with_spares(outer, services, service, size)?,
+            None => place(outer, published.map_index(service), size)?,
+        };
         for (slot, &word) in slots.words().iter().zip(words) {
             slot.store(word, Ordering::Relaxed);
         }
-        // The system call orders the stores before what any packet reads through it.
-        sys::set_inner_map(outer, published.map_index(service), map.as_fd())?;
+        // All of it is there before the row names it: the row's words are stored with release ordering.
         Ok(Built { service, ring: Ring { published, slots } })
     }
 
-    /// Takes note that a built ring is in force, and frees the one before it once no packet reads it (a grace period).
-    pub(crate) fn put_in_force(&mut self, outer: BorrowedFd<'_>, built: Built) -> io::Result<()> {
-        let service = built.service;
-        match self.by_service.insert(service, built.ring) {
-            Some(before) => sys::clear_inner_map(outer, before.published.map_index(service)),
-            None => Ok(()),
+    /// Puts a map in place for a service without a ring, and likewise for services after it, the more the more rings
+    /// there are already.
+    fn place_with_spares(
+        &mut self,
+        outer: BorrowedFd<'_>,
+        services: u32,
+        service: u16,
+        size: u32,
+    ) -> io::Result<Mapped<u64>> {
+        let index = |service| Published { half: 0, size }.map_index(service);
+        let wanted =
+            if size <= SPARE_SIZE { self.by_service.len().min(SPARES.saturating_sub(self.spares.len())) } else { 0 };
+        let limit = u16::try_from(services).unwrap_or(u16::MAX);
+        let free = |next: &u16| !self.by_service.contains_key(next) && !self.spares.contains_key(next);
+        let next: Vec<u16> = (service.saturating_add(1)..limit).take(SPARES).filter(free).take(wanted).collect();
+        if next.is_empty() {
+            return place(outer, index(service), size);
         }
+        let all: Vec<u16> = std::iter::once(service).chain(next).collect();
+        let maps: Vec<OwnedFd> = all.iter().map(|_| create(size)).collect::<io::Result<_>>()?;
+        let indices: Vec<u32> = all.iter().map(|&service| index(service)).collect();
+        if let Err(error) = sys::set_inner_maps(outer, &indices, &maps) {
+            // Older kernels do it one by one only.
+            tracing::debug!("rings cannot be put in place together: {error}");
+            return place(outer, index(service), size);
+        }
+        let mapped = maps.iter().map(|map| Mapped::new(map.as_fd(), size)).collect::<io::Result<Vec<_>>>()?;
+        self.spares.extend(all.into_iter().zip(mapped));
+        self.spares.remove(&service).ok_or_else(|| io::Error::other("no ring was made"))
     }
 
-    /// Frees a service's rings, after its row has ceased to name one.
+    /// Takes note that a built ring is in force. The one before it stays in its map until another is built there: a
+    /// grace period less, for a fourth of the memory.
+    pub(crate) fn put_in_force(&mut self, built: Built) {
+        self.by_service.insert(built.service, built.ring);
+    }
+
+    /// Frees a service's rings, after its row has ceased to name one and no packet is for it any more.
     pub(crate) fn remove(&mut self, outer: BorrowedFd<'_>, service: u16) -> io::Result<()> {
-        self.by_service.remove(&service);
+        if let Some(ring) = self.by_service.remove(&service)
+            && ring.published.half == 0
+            && ring.published.size <= SPARE_SIZE
+            && self.spares.len() < SPARES
+        {
+            self.spares.insert(service, ring.slots);
+        }
         for half in 0..MAPS_PER_SERVICE {
-            sys::clear_inner_map(outer, Published { half, size: 1 }.map_index(service))?;
+            if half == 1 || !self.spares.contains_key(&service) {
+                sys::clear_inner_map(outer, Published { half, size: 1 }.map_index(service))?;
+            }
         }
         Ok(())
     }
+}
+
+fn create(size: u32) -> io::Result<OwnedFd> {
+    sys::create_map(sys::MapSpec {
+        name: "ebb_ring",
+        map_type: sys::ARRAY,
+        value_size: size_of::<u64>() as u32,
+        max_entries: size,
+        flags: sys::INNER_MAP | sys::MMAPABLE,
+        inner: None,
+    })
+}
+
+/// Makes a map and puts it at an index of the array of rings.
+fn place(outer: BorrowedFd<'_>, index: u32, size: u32) -> io::Result<Mapped<u64>> {
+    let map = create(size)?;
+    sys::set_inner_map(outer, index, map.as_fd())?;
+    Mapped::new(map.as_fd(), size)
 }

@@ -7,7 +7,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -25,6 +25,7 @@ mod command {
     pub(super) const OBJ_GET: libc::c_long = 7;
     pub(super) const MAP_GET_FD_BY_ID: libc::c_long = 14;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(super) const MAP_UPDATE_BATCH: libc::c_long = 26;
     pub(super) const LINK_CREATE: libc::c_long = 28;
     pub(super) const LINK_UPDATE: libc::c_long = 29;
     pub(super) const LINK_DETACH: libc::c_long = 34;
@@ -139,6 +140,37 @@ pub(crate) fn set_inner_map(outer: BorrowedFd<'_>, index: u32, inner: BorrowedFd
     // SAFETY: key and value are u32 objects that outlive the call; an array of maps has 4-byte keys and is given
     // 4-byte descriptors. A map of another shape was refused when it was opened.
     unsafe { bpf(command::MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Batch {
+    start: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// As [`set_inner_map`] for many, with one grace period for all of them.
+pub(crate) fn set_inner_maps(outer: BorrowedFd<'_>, indices: &[u32], inner: &[OwnedFd]) -> io::Result<()> {
+    let fds: Vec<u32> = inner.iter().map(|fd| number(fd.as_fd())).collect();
+    let count = indices.len().min(fds.len()) as u32;
+    let mut attr = Batch {
+        keys: indices.as_ptr() as u64,
+        values: fds.as_ptr() as u64,
+        count,
+        map_fd: number(outer),
+        ..Zeroable::zeroed()
+    };
+    // SAFETY: keys and values are arrays of at least `count` u32 each, which outlive the call; an array of maps has
+    // 4-byte keys and is given 4-byte descriptors.
+    unsafe { bpf(command::MAP_UPDATE_BATCH, &mut attr) }?;
+    // The kernel writes how many it did.
+    if attr.count == count { Ok(()) } else { Err(io::Error::other("not all maps were put in place")) }
 }
 
 /// Empties `index` of an array of maps; returns after a grace period. An empty one is left as it is.

@@ -245,3 +245,32 @@ fn a_grace_period_is_short() {
         assert!(times[10] < Duration::from_secs(1));
     });
 }
+
+/// A thousand services in seconds, though each ring's map is put in place behind a grace period.
+#[test]
+fn many_services_share_grace_periods() {
+    in_namespace("many", |pins| {
+        let mut datapath = EbpfDatapath::open(&Options { max_services: 1_100, ..options(&pins) }).unwrap();
+        let start = Instant::now();
+        for slot in 0..1_000 {
+            datapath.put_service(ServiceSlot(slot), &service("10.0.0.100:80")).unwrap();
+            datapath.put_ring(ServiceSlot(slot), &ring(4_099, u32::from(slot) % 64)).unwrap();
+        }
+        println!("1,000 rings: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5));
+        // Spares, rings put back and rings of other sizes all end up where their rows say.
+        datapath.clear_service(ServiceSlot(7)).unwrap();
+        datapath.put_service(ServiceSlot(7), &service("10.0.0.100:80")).unwrap();
+        datapath.put_ring(ServiceSlot(7), &ring(4_099, 9)).unwrap();
+        datapath.put_ring(ServiceSlot(8), &ring(65_537, 9)).unwrap();
+        datapath.clear_service(ServiceSlot(9)).unwrap();
+        datapath.put_service(ServiceSlot(9), &service("10.0.0.100:80")).unwrap();
+        datapath.put_ring(ServiceSlot(9), &ring(16_411, 9)).unwrap();
+        drop(datapath);
+        let mut datapath = EbpfDatapath::open(&Options { max_services: 1_100, ..options(&pins) }).unwrap();
+        for (slot, size) in [(0, 4_099), (7, 4_099), (8, 65_537), (9, 16_411), (999, 4_099)] {
+            datapath.set_ring_slots(ServiceSlot(slot), &[(size - 1, ring(1, 2)[0])]).unwrap();
+            assert!(datapath.set_ring_slots(ServiceSlot(slot), &[(size, ring(1, 2)[0])]).is_err(), "{slot}");
+        }
+    });
+}
