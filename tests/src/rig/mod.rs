@@ -160,6 +160,9 @@ impl Rig {
                 flags: 0,
                 flow_slots: self.sizes.flow_slots,
                 backend_slots: self.sizes.backends,
+                // No measured clock: the program asks the kernel.
+                jiffy_ns: 0,
+                jiffies_offset_ns: 0,
                 pad: bytemuck::Zeroable::zeroed(),
                 table_keys: std::array::from_fn(|i| hash::mix(i as u64 + 77)),
             },
