@@ -34,11 +34,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether the caller typed something malformed, as against something impossible.
-    pub fn is_invalid(self) -> bool {
-        self == Self::Invalid
-    }
-
     fn status(self) -> StatusCode {
         match self {
             Self::Invalid => StatusCode::BAD_REQUEST,

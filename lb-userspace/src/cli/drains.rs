@@ -66,7 +66,7 @@ async fn drain_one(target: &Target, request: &DrainRequest, wait: bool, client: 
         print.say(&drain, &started(&drain))?;
         return Ok(Exit::Done);
     }
-    let result = outlast(target, WaitFor::Drained, None, client, print).await?;
+    let result = outlast(target, WaitFor::Drained, None, client, print, true).await?;
     print.say(&result, &ended(target, &result))?;
     Ok(exit_of(&result))
 }
@@ -76,7 +76,7 @@ async fn wait_for_all(drains: &Drains, client: &Client, print: Printer) -> Done 
     let mut results = Vec::new();
     for drain in &drains.drains {
         let target = Target { service: drain.service.clone(), backend: drain.backend.clone() };
-        let result = outlast(&target, WaitFor::Drained, None, client, print).await?;
+        let result = outlast(&target, WaitFor::Drained, None, client, print, true).await?;
         if !print.is_json() {
             print.say(&result, &ended(&target, &result))?;
         }
@@ -102,7 +102,7 @@ pub(super) async fn activate(target: &Target, client: &Client, print: Printer) -
 pub(super) async fn wait(args: &WaitArgs, client: &Client, print: Printer) -> Done {
     let timeout = args.timeout.map(|timeout| timeout.0);
     let goal = args.goal;
-    let result = outlast(&args.target, goal, timeout, client, print).await?;
+    let result = outlast(&args.target, goal, timeout, client, print, false).await?;
     if goal == WaitFor::Active {
         print.say(&result, &format!("{}: active", args.target))?;
         return Ok(Exit::Done);
@@ -116,7 +116,7 @@ pub(super) async fn remove(service: &str, name: &str, now: bool, wait: bool, cli
     let removal = client.remove_backend(service, name, now).await?;
     let target = Target { service: service.to_owned(), backend: name.to_owned() };
     if wait {
-        let result = outlast(&target, WaitFor::Drained, None, client, print).await?;
+        let result = outlast(&target, WaitFor::Drained, None, client, print, true).await?;
         print.say(&result, &ended(&target, &result))?;
         // With --now, cutting is what was asked for.
         return Ok(if now { Exit::Done } else { exit_of(&result) });
@@ -130,19 +130,20 @@ pub(super) async fn remove(service: &str, name: &str, now: bool, wait: bool, cli
     Ok(Exit::Done)
 }
 
-/// Waits, shows how far it has got, and bears with a daemon that is restarted meanwhile.
+/// Waits, shows how far it has got (without a terminal in `lines`, if at all), and bears with a daemon that is restarted meanwhile.
 async fn outlast(
     target: &Target,
     goal: WaitFor,
     timeout: Option<Duration>,
     client: &Client,
     print: Printer,
+    lines: bool,
 ) -> Result<WaitResult, Failure> {
     // A daemon that is not there to begin with is an error at once.
     if let Err(error @ ClientError::NoDaemon { .. }) = client.backend(&target.service, &target.backend).await {
         return Err(error.into());
     }
-    let mut progress = Progress::new(&target.to_string(), print.is_json());
+    let mut progress = if print.is_json() { Progress::Silent } else { Progress::new(&target.to_string(), lines) };
     let waiting = persevere(target, goal, timeout, client);
     tokio::pin!(waiting);
     let mut looks = tokio::time::interval(LOOK_INTERVAL);

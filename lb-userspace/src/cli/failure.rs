@@ -64,7 +64,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
             ClientError::NoDaemon { .. } => Exit::NoDaemon,
-            ClientError::Refused(body) if body.kind.is_invalid() => Exit::Usage,
+            // What is malformed never gets as far as the daemon: what it refuses makes no sense as things stand.
             ClientError::Refused(_) | ClientError::Broken { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())

@@ -68,15 +68,13 @@ pub(super) enum Progress {
 }
 
 impl Progress {
-    /// Shows the drain of `label` in the way that fits standard output.
-    pub(super) fn new(label: &str, silent: bool) -> Self {
+    /// Shows the drain of `label` in the way that fits standard output; `lines` says whether it is to be shown in a log.
+    pub(super) fn new(label: &str, lines: bool) -> Self {
         let label = label.to_owned();
-        if silent {
-            Self::Silent
-        } else if io::stdout().is_terminal() {
-            Self::Bar { label, bar: None }
-        } else {
-            Self::Lines { label, last: None }
+        match (io::stdout().is_terminal(), lines) {
+            (true, _) => Self::Bar { label, bar: None },
+            (false, true) => Self::Lines { label, last: None },
+            (false, false) => Self::Silent,
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     args::RunArgs,
+    doctor::machine,
     failure::{Exit, Failure},
     files,
     settings::Settings,
@@ -24,7 +25,7 @@ use crate::{
     api::{self, DaemonInfo, metrics, socket::Socket},
     config::file::File,
     daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, store::Store},
-    datapath::{self, EbpfDatapath},
+    datapath::{self, EbpfDatapath, OpenError},
     net::NetlinkResolver,
 };
 
@@ -56,6 +57,9 @@ impl Daemon {
         socket: &Path,
     ) -> Result<Exit, Failure> {
         // What can be refused without touching anything comes first.
+        if !machine::may_load_programs() {
+            return Err(failed(OpenError::Privilege));
+        }
         Socket::check(socket).map_err(failed)?;
         let mut signals = Signals::new()?;
         let metrics = listen_for_scrapers(&settings).await?;

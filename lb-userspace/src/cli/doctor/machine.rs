@@ -5,7 +5,9 @@ use std::{fs, path::Path};
 use super::{Finding, Level};
 
 /// The capabilities the daemon needs, by their numbers in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 3] = [("cap_net_admin", 12), ("cap_net_raw", 13), ("cap_bpf", 39)];
+const CAPABILITIES: [(&str, u32); 3] = [("cap_net_admin", 12), ("cap_net_raw", 13), ("cap_bpf", CAP_BPF)];
+const CAP_BPF: u32 = 39;
+const CAP_SYS_ADMIN: u32 = 21;
 /// The first kernel with everything the datapath uses: compare-exchange in programs (5.12) and XDP links (5.9).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
@@ -94,14 +96,19 @@ fn bpffs() -> Finding {
     }
 }
 
-fn rights() -> Finding {
+/// Whether it makes sense to try. The kernel has the last word.
+pub(in crate::cli) fn may_load_programs() -> bool {
+    missing_capabilities(held_capabilities()).is_empty()
+}
+
+fn held_capabilities() -> u64 {
     let status = read("/proc/self/status").unwrap_or_default();
-    let held = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0);
-    let missing = missing_capabilities(held);
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn rights() -> Finding {
+    let missing = missing_capabilities(held_capabilities());
     if missing.is_empty() {
         return Finding::ok("rights", "all that the daemon needs");
     }
@@ -114,6 +121,8 @@ fn rights() -> Finding {
 }
 
 fn missing_capabilities(held: u64) -> Vec<&'static str> {
+    // Before there was cap_bpf, this stood for it, and it still does.
+    let held = if held & (1 << CAP_SYS_ADMIN) == 0 { held } else { held | (1 << CAP_BPF) };
     CAPABILITIES.iter().filter(|(_, bit)| held & (1 << bit) == 0).map(|(name, _)| *name).collect()
 }
 
@@ -129,6 +138,7 @@ mod tests {
     fn capabilities_are_told_apart() {
         assert_eq!(missing_capabilities(u64::MAX), Vec::<&str>::new());
         assert_eq!(missing_capabilities(1 << 12), ["cap_net_raw", "cap_bpf"]);
+        assert_eq!(missing_capabilities(1 << 12 | 1 << 13 | 1 << 21), Vec::<&str>::new());
     }
 
     #[test]

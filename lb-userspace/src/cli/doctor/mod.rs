@@ -2,7 +2,7 @@
 
 mod device;
 mod interface;
-mod machine;
+pub(super) mod machine;
 
 use std::io::{self, Write};
 
