@@ -38,7 +38,8 @@ pub(super) async fn unload(args: &UnloadArgs, client: &Client, print: Printer) -
     if daemon && args.interfaces.is_empty() {
         stop(client, &state_dir).await?;
     }
-    let unloaded = datapath::unload(&pin_path, &args.interfaces).map_err(|error| Failure::failed(error.to_string()))?;
+    let unloaded =
+        datapath::unload_any_layout(&pin_path, &args.interfaces).map_err(|error| Failure::failed(error.to_string()))?;
     if daemon && !args.interfaces.is_empty() && unloaded.maps {
         stop(client, &state_dir).await?;
     }

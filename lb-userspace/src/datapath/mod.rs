@@ -30,7 +30,7 @@ pub use ebpf::{EbpfDatapath, Options};
 pub use error::OpenError;
 pub use log::ProgramLog;
 pub use pins::default_pin_path;
-pub use unload::{Unloaded, unload};
+pub use unload::{Unloaded, unload, unload_any_layout};
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,6 +1,9 @@
 //! Taking the packet path out of the kernel, with or without a daemon.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
     attach,
@@ -20,15 +23,23 @@ pub struct Unloaded {
 
 /// Detaches the program from `interfaces`, or from all if none is named, and removes the maps once it is on none.
 ///
-/// A running daemon's own hold on a link does not keep the program attached. Nothing to unload is no error. The default
-/// directory stands for those of every layout.
+/// A running daemon's own hold on a link does not keep the program attached. Nothing to unload is no error.
 pub fn unload(pin_path: &Path, interfaces: &[String]) -> Result<Unloaded, OpenError> {
+    unload_directories(&[pin_path.to_owned()], interfaces)
+}
+
+/// As [`unload`]; the default directory stands for those of every layout, so that one build can make way for another.
+pub fn unload_any_layout(pin_path: &Path, interfaces: &[String]) -> Result<Unloaded, OpenError> {
+    let directories = if pins::is_default(pin_path) { pins::default_directories() } else { vec![pin_path.to_owned()] };
+    unload_directories(&directories, interfaces)
+}
+
+fn unload_directories(directories: &[PathBuf], interfaces: &[String]) -> Result<Unloaded, OpenError> {
     let known = links::list().opening(|| "cannot list the interfaces".into())?;
     let mut wanted = Vec::new();
     for name in interfaces {
         wanted.push(attach::find(&known, name)?.index);
     }
-    let directories = if pins::is_default(pin_path) { pins::default_directories() } else { vec![pin_path.into()] };
     let mut unloaded = Unloaded::default();
     for directory in directories.iter().filter(|directory| directory.is_dir()) {
         unload_directory(directory, &wanted, &known, &mut unloaded)?;
