@@ -50,7 +50,7 @@ fn strip<F: Family>(packet: &Packet, offset: usize) -> Result<(), Outcome> {
     let link: LinkHeader = link_header(packet, offset).ok_or(Outcome::PassedMalformed)?;
     let (source, own) = packet.macs().ok_or(Outcome::PassedMalformed)?;
     let excess = outer.payload - offset;
-    let inner = packet.move_start(excess as i32).ok_or(Outcome::DroppedResize)?;
+    let inner = packet.cut_front(excess).ok_or(Outcome::DroppedResize)?;
     put_link_header(&inner, offset, link, ethertype).ok_or(Outcome::DroppedMalformed)?;
     let [d0, d1, d2, d3, d4, d5, ..] = own.to_le_bytes();
     let [s0, s1, s2, s3, s4, s5, ..] = source.to_le_bytes();

@@ -101,23 +101,47 @@ impl Packet {
         unsafe { (*self.ctx).ingress_ifindex }
     }
 
-    /// Moves the frame's start by `delta` bytes (negative: room in front) and takes the pointers anew.
+    /// Makes room for `bytes` in front of the frame, and takes the pointers anew.
     #[inline(always)]
-    pub fn move_start(&self, delta: i32) -> Option<Self> {
-        // SAFETY: a helper on the kernel's own context.
-        if unsafe { bpf_xdp_adjust_head(self.ctx, delta) } != 0 {
-            return None;
-        }
-        Some(Self::new(&XdpContext::new(self.ctx)))
+    pub fn grow_front(&self, bytes: usize) -> Option<Self> {
+        self.adjusted(|ctx| {
+            // SAFETY: see `adjusted`.
+            unsafe { bpf_xdp_adjust_head(ctx, -signed(bytes)) }
+        })
     }
 
-    /// Moves the frame's end by `delta` bytes and takes the pointers anew.
+    /// Takes `bytes` off the frame's front, and takes the pointers anew.
     #[inline(always)]
-    pub fn move_end(&self, delta: i32) -> Option<Self> {
-        // SAFETY: a helper on the kernel's own context.
-        if unsafe { bpf_xdp_adjust_tail(self.ctx, delta) } != 0 {
+    pub fn cut_front(&self, bytes: usize) -> Option<Self> {
+        self.adjusted(|ctx| {
+            // SAFETY: see `adjusted`.
+            unsafe { bpf_xdp_adjust_head(ctx, signed(bytes)) }
+        })
+    }
+
+    /// Takes `bytes` off the frame's end, and takes the pointers anew.
+    #[inline(always)]
+    pub fn cut_back(&self, bytes: usize) -> Option<Self> {
+        self.adjusted(|ctx| {
+            // SAFETY: see `adjusted`.
+            unsafe { bpf_xdp_adjust_tail(ctx, -signed(bytes)) }
+        })
+    }
+
+    /// Calls a helper that changes the frame's length on the kernel's own context, the only one it may be called on.
+    #[inline(always)]
+    fn adjusted(&self, helper: impl FnOnce(*mut xdp_md) -> i64) -> Option<Self> {
+        if helper(self.ctx) != 0 {
             return None;
         }
         Some(Self::new(&XdpContext::new(self.ctx)))
     }
+}
+
+/// A length as the helpers take it.
+#[inline(always)]
+fn signed(bytes: usize) -> i32 {
+    #[expect(clippy::cast_possible_wrap, reason = "a frame is shorter than 64 KiB")]
+    let signed = bytes as i32;
+    signed
 }

@@ -30,7 +30,7 @@ pub fn answer<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome
     }
     build::<F>(packet, &ip, segment).ok_or(Outcome::DroppedMalformed)?;
     let excess = packet.len() - (offset + F::HEADER + TCP_HEADER);
-    let packet = packet.move_end(-(excess as i32)).ok_or(Outcome::DroppedResize)?;
+    let packet = packet.cut_back(excess).ok_or(Outcome::DroppedResize)?;
     Ok(Sent { ifindex: packet.ingress(), outcome: Outcome::ResetSent })
 }
 

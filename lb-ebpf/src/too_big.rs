@@ -32,14 +32,14 @@ pub fn answer<F: Family>(packet: &Packet, offset: usize, mtu: usize) -> Result<S
     let link = link_header(packet, offset).ok_or(Outcome::DroppedMalformed)?;
     let (source_mac, own_mac) = packet.macs().ok_or(Outcome::DroppedMalformed)?;
     let room = F::HEADER + ICMP_HEADER;
-    let grown = packet.move_start(-(room as i32)).ok_or(Outcome::DroppedResize)?;
+    let grown = packet.grow_front(room).ok_or(Outcome::DroppedResize)?;
     put_link_header(&grown, offset, link, F::ETHERTYPE).ok_or(Outcome::DroppedMalformed)?;
     let [d0, d1, d2, d3, d4, d5, ..] = source_mac.to_le_bytes();
     let [s0, s1, s2, s3, s4, s5, ..] = own_mac.to_le_bytes();
     write_macs(&grown, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
     build::<F>(&grown, &ip, mtu).ok_or(Outcome::DroppedMalformed)?;
     let excess = grown.len() - (offset + room + F::HEADER + QUOTED);
-    let cut = grown.move_end(-(excess as i32)).ok_or(Outcome::DroppedResize)?;
+    let cut = grown.cut_back(excess).ok_or(Outcome::DroppedResize)?;
     Ok(Sent { ifindex: cut.ingress(), outcome: Outcome::TooBigSent })
 }
 

@@ -37,7 +37,8 @@ struct Route {
     destination_mac: [u8; 6],
 }
 
-const _: () = assert!(size_of::<Route>() == 64);
+const ROUTE_LEN: i32 = 64;
+const _: () = assert!(size_of::<Route>() == ROUTE_LEN as usize);
 
 /// Results of the look-up (`BPF_FIB_LKUP_RET_*`).
 const FOUND: i64 = 0;
@@ -73,7 +74,7 @@ fn outbound<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome> 
         route.destination[0] = destination[3];
     }
     // SAFETY: the context is the kernel's, the structure is ours and of the size told.
-    let result = unsafe { fib_lookup(packet.context().cast(), (&raw mut route).cast(), size_of::<Route>() as i32, 0) };
+    let result = unsafe { fib_lookup(packet.context().cast(), (&raw mut route).cast(), ROUTE_LEN, 0) };
     match result {
         // Several services share the endpoint: whose client it is cannot be told.
         FOUND | NO_NEIGHBOUR if endpoint(next).is_some() => Err(Outcome::DroppedUnresolved),

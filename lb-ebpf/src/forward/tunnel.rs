@@ -33,7 +33,7 @@ fn encapsulate<F: Family>(packet: &Packet, offset: usize, backend: u32, hash: u3
     let class = F::traffic_class(packet, offset).ok_or(Outcome::DroppedMalformed)?;
     let link = link_header(packet, offset).ok_or(Outcome::DroppedMalformed)?;
     let inner = if F::V6 { IpProto::Ipv6 as u8 } else { IpProto::Ipv4 as u8 };
-    let grown = packet.move_start(-(overhead as i32)).ok_or(Outcome::DroppedResize)?;
+    let grown = packet.grow_front(overhead).ok_or(Outcome::DroppedResize)?;
     let ethertype = if row.addr.is_v4() { ether::IPV4 } else { ether::IPV6 };
     put_link_header(&grown, offset, link, ethertype).ok_or(Outcome::DroppedMalformed)?;
     let outer = Outer { offset, payload: ip.len, protocol: inner, class, hash };
