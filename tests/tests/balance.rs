@@ -20,8 +20,14 @@ fn connections_spread_evenly_and_are_counted_exactly() -> Result<()> {
         let share = tally.served_by(server.name());
         assert!((51..=149).contains(&share), "{} has {share} of 300: {tally:?}", server.name());
         assert_eq!(server.accepted(), share, "clients' and servers' accounts agree");
-        let backend = scene.ebb.backend(&format!("web/{}", server.name()))?;
-        assert_eq!((backend.active_flows, backend.new_flows_total), (share as u64, share as u64));
+        let which = format!("web/{}", server.name());
+        // Counts are right within a second.
+        wait_until("its flows to be counted", Duration::from_millis(1500), || {
+            scene.ebb.backend(&which).is_ok_and(|backend| backend.active_flows == share as u64)
+        })
+        .with_context(|| format!("{share} wanted: {:?}", scene.ebb.backend(&which)))?;
+        let backend = scene.ebb.backend(&which)?;
+        assert_eq!(backend.new_flows_total, share as u64);
         assert!(backend.packets_total > 0 && backend.bytes_total > backend.packets_total, "{backend:?}");
     }
     assert_eq!(scene.ebb.status()?.datapath.flows.live, 300);
