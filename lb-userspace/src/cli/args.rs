@@ -10,12 +10,14 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::values::{FlowScope, Target, backend_name, host, listen_address, service_name, weight, words};
+use super::values::{
+    FlowScope, OrNone, Target, backend_name, host, listen_address, or_none, service_name, weight, words,
+};
 use crate::{
     config::file::Mode,
     control::{
         duration::{Limit, Seconds},
-        model::{ServicePatch, WaitFor},
+        model::{MaxOut, ServicePatch, WaitFor},
         vip::{BackendAddress, Vip},
     },
     datapath::{CutPolicy, Forward},
@@ -240,6 +242,24 @@ pub struct ServiceSettings {
     /// Silence after the client's FIN that ends a half-seen flow [default: 1s]
     #[arg(long, value_name = "DUR")]
     pub fin_quiet: Option<Seconds>,
+    /// Spread the cuts at a deadline over this time, which ends at the deadline [default: 0]
+    #[arg(long, value_name = "DUR")]
+    pub cut_window: Option<Seconds>,
+    /// While a drain runs, end flows that are silent for this long [default: none]
+    #[arg(long, value_name = "DUR|none")]
+    pub drain_idle: Option<Limit>,
+    /// Ramp the share of a new or returning backend up over this time [default: 0]
+    #[arg(long, value_name = "DUR")]
+    pub slow_start: Option<Seconds>,
+    /// How many backends may be out of rotation at once: 2, 25% or none [default: none]
+    #[arg(long, value_name = "N|P%|none", value_parser = or_none::<MaxOut>)]
+    pub max_out: Option<OrNone<MaxOut>>,
+    /// Steer by this many leading bits of the client's address alone, or none [default: none]
+    #[arg(long, value_name = "BITS|none", value_parser = or_none::<u8>)]
+    pub affinity: Option<OrNone<u8>>,
+    /// UDP: steer each datagram by itself and track no flow [default: false]
+    #[arg(long, value_name = "true|false")]
+    pub per_datagram: Option<bool>,
 }
 
 impl ServiceSettings {
@@ -250,6 +270,12 @@ impl ServiceSettings {
             on_drain_timeout: self.on_drain_timeout,
             idle_timeout_s: self.idle_timeout,
             fin_quiet_s: self.fin_quiet,
+            cut_window_s: self.cut_window,
+            drain_idle_s: self.drain_idle,
+            slow_start_s: self.slow_start,
+            max_out: self.max_out.map(|max| max.0),
+            affinity: self.affinity.map(|bits| bits.0),
+            per_datagram: self.per_datagram,
             ..ServicePatch::default()
         }
     }

@@ -214,7 +214,8 @@ async fn persevere(
 fn exit_of(result: &WaitResult) -> Exit {
     match &result.last_drain {
         Some(drain) if drain.outcome == Outcome::Cancelled => Exit::Cancelled,
-        Some(drain) if drain.outcome == Outcome::Deadline || drain.cut_flows > 0 => Exit::FlowsCut,
+        Some(drain) if drain.cut_flows > 0 => Exit::FlowsCut,
+        // A deadline that only re-steered datagrams has cut nothing.
         _ => Exit::Done,
     }
 }
@@ -265,6 +266,7 @@ mod tests {
         for (outcome, cut, code) in [
             (Outcome::Completed, 0, 0),
             (Outcome::Deadline, 2, 3),
+            (Outcome::Deadline, 0, 0),
             (Outcome::Forced, 0, 0),
             (Outcome::Forced, 1, 3),
             (Outcome::Cancelled, 0, 4),

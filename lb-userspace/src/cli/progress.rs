@@ -124,7 +124,7 @@ impl Drop for Progress {
 
 fn new_bar(label: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout_with_hz(10));
-    let style = ProgressStyle::with_template("{prefix} draining [{bar:24}] {msg}")
+    let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
     bar.set_style(style);

@@ -61,6 +61,12 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("on drain timeout", policy(settings.on_drain_timeout).to_owned()),
         ("idle timeout", idle),
         ("fin quiet", settings.fin_quiet_s.to_string()),
+        ("cut window", settings.cut_window_s.to_string()),
+        ("drain idle", settings.drain_idle_s.to_string()),
+        ("slow start", settings.slow_start_s.to_string()),
+        ("max out", settings.max_out.map_or_else(|| "none".to_owned(), |max| max.to_string())),
+        ("affinity", settings.affinity.map_or_else(|| "none".to_owned(), |prefix| format!("/{prefix}"))),
+        ("per datagram", if settings.per_datagram { "yes" } else { "no" }.to_owned()),
     ] {
         writeln!(out, "{what:17} {value}")?;
     }
@@ -170,7 +176,7 @@ pub(super) fn ended(drain: &LastDrain) -> String {
     let took = took_words(took);
     let word = outcome(drain.outcome);
     match (drain.outcome, drain.cut_flows) {
-        (Outcome::Completed, 0) => format!("{word} after {took}, no flow cut"),
+        (Outcome::Completed | Outcome::Deadline, 0) => format!("{word} after {took}, no flow cut"),
         (_, 0) => format!("{word} after {took}"),
         (_, 1) => format!("{word} after {took}, 1 flow cut"),
         (_, cut) => format!("{word} after {took}, {cut} flows cut"),

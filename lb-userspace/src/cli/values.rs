@@ -81,6 +81,19 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, Error> {
     })
 }
 
+/// A value, or `none` to take it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrNone<T>(pub Option<T>);
+
+/// A value, or `none`.
+pub fn or_none<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<OrNone<T>, Error> {
+    if text == "none" {
+        return Ok(OrNone(None));
+    }
+    let parsed = text.parse().map_err(|error| Error::Invalid(format!("{error}, or none")))?;
+    Ok(OrNone(Some(parsed)))
+}
+
 /// One of some words, each standing for a value; help and completions list them.
 pub fn words<T: Copy + Send + Sync + 'static>(words: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
     PossibleValuesParser::new(words.iter().map(|(word, _)| *word)).try_map(|typed| {

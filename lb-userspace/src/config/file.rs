@@ -10,7 +10,7 @@ use crate::{
     control::{
         Error,
         duration::{Limit, Seconds},
-        model::{BackendSpec, MAX_WEIGHT, ServicePatch, ServiceSpec, WantedService},
+        model::{BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService},
         vip::{BackendAddress, Vip, check_name},
     },
     datapath::{CutPolicy, Forward},
@@ -78,6 +78,18 @@ pub struct Service {
     pub idle_timeout: Option<Seconds>,
     /// Silence after the client's FIN that ends a half-seen flow.
     pub fin_quiet: Option<Seconds>,
+    /// Cuts at a deadline are spread over this time, which ends at the deadline.
+    pub cut_window: Option<Seconds>,
+    /// While a drain runs, flows silent for this long are ended.
+    pub drain_idle: Option<Limit>,
+    /// How long a new or returning backend takes to its whole share.
+    pub slow_start: Option<Seconds>,
+    /// How many backends may be out of rotation at once: `2` or `"25%"`.
+    pub max_out: Option<MaxOut>,
+    /// How many leading bits of the client's address decide the backend.
+    pub affinity: Option<u8>,
+    /// UDP only: each datagram is steered by itself.
+    pub per_datagram: Option<bool>,
     /// The backends, in the file's order.
     #[serde(default, rename = "backend")]
     pub backends: Vec<Backend>,
@@ -113,6 +125,12 @@ impl Service {
                 on_drain_timeout: self.on_drain_timeout,
                 idle_timeout_s: self.idle_timeout,
                 fin_quiet_s: self.fin_quiet,
+                cut_window_s: self.cut_window,
+                drain_idle_s: self.drain_idle,
+                slow_start_s: self.slow_start,
+                max_out: self.max_out.map(Some),
+                affinity: self.affinity.map(Some),
+                per_datagram: self.per_datagram,
                 ..ServicePatch::default()
             },
         };
@@ -192,6 +210,8 @@ fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
         } else if forward != Forward::Tunnel && other_family {
             "the backend's address is of another family than the VIP: only forward = \"tunnel\" crosses families"
                 .to_owned()
+        } else if address.ip == vip.address.ip() {
+            "this is the VIP: write the backend's own address".to_owned()
         } else {
             continue;
         };
@@ -287,6 +307,7 @@ on_drain_timeout = "reset"
             ("\"web-2\"", "\"web-1\"", "line 17, column 10: backend \"web-1\" is already used on line 13"),
             ("\"10.0.0.12\"", "\"10.0.0.12:81\"", "line 18, column 13: only forward = \"nat\" can change the port"),
             ("\"10.0.0.12\"", "\"fd00::b\"", "line 18, column 13: the backend's address is of another family"),
+            ("\"10.0.0.12\"", "\"10.0.0.100\"", "line 18, column 13: this is the VIP"),
             ("\"web\"", "\"a/b\"", "line 7, column 8: 'a/b' cannot name a service"),
             ("weight = 1", "weight = 70000", "line 15, column 12: weight 70000 is too large"),
             ("weight = 1", "weight = -1", "line 15, column 12: "),

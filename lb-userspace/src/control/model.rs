@@ -598,11 +598,20 @@ impl TryFrom<NumberOrText> for MaxOut {
     }
 }
 
+impl std::fmt::Display for MaxOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
 impl From<MaxOut> for NumberOrText {
     fn from(value: MaxOut) -> Self {
         match value {
             MaxOut::Count(count) => Self::Number(count),
-            MaxOut::Percent(percent) => Self::Text(format!("{percent}%")),
+            MaxOut::Percent(_) => Self::Text(value.to_string()),
         }
     }
 }

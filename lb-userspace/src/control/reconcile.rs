@@ -117,8 +117,20 @@ fn set_service(service: &Service, wanted: &ServiceSpec) -> Result<Option<Step>, 
         return Ok(None);
     }
     let patch = Box::new(whole_patch(wanted));
-    let detail = "settings".to_owned();
+    let detail = differences(&service.spec, wanted);
     Ok(Some(step(ChangeAction::Set, name, None, detail, Command::SetService(name.clone(), patch))))
+}
+
+/// `drain_timeout_s 90 to 60, …`: the settings that differ, by their names on the wire.
+fn differences(present: &ServiceSpec, wanted: &ServiceSpec) -> String {
+    let fields =
+        |spec| serde_json::to_value(spec).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
+    let (present, wanted) = (fields(present), fields(wanted));
+    let differing = wanted.iter().filter_map(|(name, wanted)| {
+        let present = present.get(name).unwrap_or(&serde_json::Value::Null);
+        (present != wanted).then(|| format!("{name} {present} to {wanted}"))
+    });
+    differing.collect::<Vec<_>>().join(", ")
 }
 
 /// A patch that makes every setting the wanted one.

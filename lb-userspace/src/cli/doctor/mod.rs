@@ -102,6 +102,12 @@ fn interfaces(names: &[String], running: &[String]) -> Vec<Finding> {
             findings.extend(interface::findings(link, running.contains(name)));
             continue;
         }
+        if running.contains(name) {
+            let detail = "the daemon balances on it, in another network namespace than this one";
+            let fix = "nsenter --net=/run/netns/NAME ebb doctor".to_owned();
+            findings.push(Finding::bad(Level::Warn, name, detail, Some(fix)));
+            continue;
+        }
         let known: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
         let detail = format!("there is no interface '{name}'; there are {}", known.join(", "));
         findings.push(Finding::bad(Level::Fail, name, detail, Some("ip link".to_owned())));

@@ -37,7 +37,7 @@ fn header(status: &Status) -> Paragraph<'static> {
         status.datapath.interfaces.iter().map(|found| format!("{} {}", found.name, found.mode)).collect();
     let flows = &status.datapath.flows;
     let text = format!(
-        " ebb top   {}   flows: {} live, {} opening, {} closing; room for {}",
+        " ebb top  {}  flows: {} live ({} opening), {} closing, room {}",
         interfaces.join(", "),
         flows.live,
         flows.opening,
@@ -203,7 +203,7 @@ mod tests {
         let shown = lines.join("\n");
         assert_eq!(lines.len(), 24);
         for expected in [
-            " ebb top   eth0 native   flows: 21 live, 1 opening, 2 closing; room for 65536",
+            " ebb top  eth0 native  flows: 21 live (1 opening), 2 closing, room 65536",
             "web               1 of 2 active           14                  10.0.0.100:80/tcp",
             "  web-1           active                   7      10        0 0",
             "  web-2           draining                 7       0        0 [#####-----] 42s",
