@@ -48,8 +48,11 @@ outcomes! {
     NewFlow = "new_flow",
     /// A segment of a flow not known here, adopted.
     Adopted = "adopted",
-    /// Steered by the hash alone: the table had no place, or no entry was wanted.
+    /// Steered by the hash alone for want of a place in the table: the table does not know every flow.
     Untracked = "untracked",
+    /// Steered by the hash alone since no entry is wanted: a datagram of a service that keeps no flows, or a segment that
+    /// makes none.
+    Stateless = "stateless",
     /// A segment of an unknown flow sent to the backend that owned its slot before a drain.
     RemembersOwner = "remembered_owner",
     /// A reply rewritten on its way back (`nat`).

@@ -99,6 +99,7 @@ fn conclude(packet: &Packet, done: Result<Sent, Outcome>) -> u32 {
         | Outcome::NewFlow
         | Outcome::Adopted
         | Outcome::Untracked
+        | Outcome::Stateless
         | Outcome::RemembersOwner
         | Outcome::Reply
         | Outcome::IcmpError

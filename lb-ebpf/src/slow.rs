@@ -91,7 +91,7 @@ impl Slow<'_> {
         // SAFETY: a helper without arguments.
         let hash = unsafe { aya_ebpf::helpers::bpf_get_prandom_u32() };
         let choice = steer::new_flow(self.request.service, self.service, hash).ok_or(NoBackend)?;
-        Ok(forward(choice.backend, NONE, Outcome::Untracked))
+        Ok(forward(choice.backend, NONE, Outcome::Stateless))
     }
 
     /// A segment.
@@ -104,7 +104,7 @@ impl Slow<'_> {
             Lookup::Found { index, meta } => self.on_known(index, meta),
             Lookup::Missing { hop } if segment.opens() => Ok(opening(New { hop, replaces: NONE, flags: 0 })),
             // Not enough to make a flow of, and a handshake is never begun by a SYN with an ACK.
-            Lookup::Missing { .. } if segment.has(flag::SYN | flag::RST) => self.untracked(),
+            Lookup::Missing { .. } if segment.has(flag::SYN | flag::RST) => self.stateless(),
             Lookup::Missing { hop } => Ok(opening(New { hop, replaces: NONE, flags: flow_flag::PROVISIONAL })),
         }
     }
@@ -127,10 +127,10 @@ impl Slow<'_> {
 
     /// By the hash alone, leaving no trace in the table.
     #[inline(always)]
-    fn untracked(&self) -> Planned {
+    fn stateless(&self) -> Planned {
         let hash = steer::hash(self.service, &self.request.client, self.request.ports);
         let choice = steer::forgotten(self.request.service, self.service, hash, self.request.now_ns);
-        Ok(forward(choice.ok_or(NoBackend)?.backend, NONE, Outcome::Untracked))
+        Ok(forward(choice.ok_or(NoBackend)?.backend, NONE, Outcome::Stateless))
     }
 
     /// A segment of a flow with a twin, or of one whose backend may take it no more.

@@ -197,8 +197,8 @@ fn lost_table() -> Vec<Fixture> {
         Fixture::new("RST miss in such a drain", "It goes to the remembered owner.")
             .tcp()
             .set(Change::Drain(B0, B1, AHEAD))
-            .send(rst(ISN), to(B0).as_(Outcome::Untracked))
-            .send(segment(RST | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Untracked))
+            .send(rst(ISN), to(B0).as_(Outcome::Stateless))
+            .send(segment(RST | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Stateless))
             .flows(&[]),
         Fixture::new("remembered owner past its deadline", "It is asked no more.")
             .tcp()

@@ -76,8 +76,8 @@ fn opening() -> Vec<Fixture> {
         Fixture::new("steered one by one", "A service that keeps no flows leaves no trace in the table.")
             .udp()
             .set(Change::PerDatagram)
-            .send(datagram(10), to(B0).as_(Outcome::Untracked))
-            .send(datagram(0), to(B0).as_(Outcome::Untracked))
+            .send(datagram(10), to(B0).as_(Outcome::Stateless))
+            .send(datagram(0), to(B0).as_(Outcome::Stateless))
             .flows(&[]),
         Fixture::new("datagram without checksum", "A zero checksum stays zero.")
             .udp()
@@ -180,14 +180,14 @@ fn middle() -> Vec<Fixture> {
             .flows(&[flow(B0, ff::PROVISIONAL).seq(ISN + 1)]),
         Fixture::new("RST miss", "The reset of an unknown flow is passed on by the hash and leaves no trace.")
             .tcp()
-            .send(rst(ISN), to(B0).as_(Outcome::Untracked))
-            .send(segment(RST | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Untracked))
+            .send(rst(ISN), to(B0).as_(Outcome::Stateless))
+            .send(segment(RST | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Stateless))
             .flows(&[]),
         Fixture::new("SYN that can open nothing", "With ACK, FIN or RST it is steered by the hash, without an entry.")
             .tcp()
-            .send(segment(SYN | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Untracked))
-            .send(segment(SYN | FIN, ISN, 0, 0), to(B0).as_(Outcome::Untracked))
-            .send(segment(SYN | RST, ISN, 0, 0), to(B0).as_(Outcome::Untracked))
+            .send(segment(SYN | ACK, ISN, ACKED, 0), to(B0).as_(Outcome::Stateless))
+            .send(segment(SYN | FIN, ISN, 0, 0), to(B0).as_(Outcome::Stateless))
+            .send(segment(SYN | RST, ISN, 0, 0), to(B0).as_(Outcome::Stateless))
             .flows(&[]),
         Fixture::new("segment without flags", "Adopted; without an acknowledgement it never proves itself.")
             .tcp()

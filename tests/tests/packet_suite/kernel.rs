@@ -35,7 +35,7 @@ pub fn all() -> Vec<Fixture> {
             .send(syn(ISN), opens_to(B0)),
         Fixture::new("kernel bench: RST miss", "No entry is made.")
             .tcp()
-            .send(rst(ISN), to(B0).as_(Outcome::Untracked))
+            .send(rst(ISN), to(B0).as_(Outcome::Stateless))
             .flows(&[]),
         Fixture::new("kernel bench: no VIP", "Passed.").send(open().port(9999), untouched()),
         Fixture::new("kernel bench: ICMP", "An echo request to an address that is no VIP passes.")
