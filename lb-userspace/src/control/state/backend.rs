@@ -37,6 +37,9 @@ pub struct Backend {
     pub drain: Option<Drain>,
     /// The latest that is over.
     pub last_drain: Option<LastDrain>,
+    /// The latest drain's policy: who belongs to it and comes late is treated as those that were there at the deadline.
+    #[serde(default)]
+    pub last_policy: Option<CutPolicy>,
     /// It is deleted once it is drained.
     pub removing: bool,
     /// How it comes back into rotation, if an operator brings it.
@@ -164,6 +167,7 @@ impl Backend {
             health: Health::default(),
             drain: None,
             last_drain: None,
+            last_policy: None,
             removing: false,
             comes_back: ComesBack::ByItself,
             unhealthy_until: None,
@@ -445,6 +449,7 @@ impl Step<'_> {
 
     fn end_drain(&mut self, outcome: Outcome) {
         if let Some(drain) = self.backend.drain.take() {
+            self.backend.last_policy = Some(drain.on_timeout);
             let last = drain.ended(outcome, self.now);
             self.backend.last_drain = Some(last.clone());
             self.notify(Notice::DrainEnded(last));

@@ -268,7 +268,13 @@ impl Service {
 
     /// How the backend's flows end, if they have to.
     pub fn cut_policy(&self, entry: &Entry) -> CutPolicy {
-        entry.machine.drain.as_ref().map_or(self.spec.on_drain_timeout, |drain| drain.on_timeout)
+        let machine = &entry.machine;
+        let of_drain = match (&machine.drain, machine.state) {
+            (Some(drain), _) => Some(drain.on_timeout),
+            (None, State::Drained) => machine.last_policy,
+            (None, _) => None,
+        };
+        of_drain.unwrap_or(self.spec.on_drain_timeout)
     }
 
     fn row_state(&self, entry: &Entry) -> BackendState {
