@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** no other module does arithmetic on packet pointers.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -33,6 +35,28 @@ fn opaque(mut at: usize) -> usize {
     at
 }
 
+/// Reads the 32-bit field of the context at `AT`.
+///
+/// By an instruction of its own: where several paths read fields, the compiler may merge them into one read through a
+/// pointer to the field, and the kernel takes no pointer into its context but to its beginning
+/// (kernel/bpf/verifier.c, "dereference of modified ctx ptr"). Whether it does so changes with the names of symbols,
+/// and so with the directory that the program is built in.
+#[inline(always)]
+fn field<const AT: usize>(ctx: *mut xdp_md) -> usize {
+    let value: usize;
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: one load from the kernel's own context.
+    unsafe {
+        core::arch::asm!("{0} = *(u32 *)({1} + {2})", out(reg) value, in(reg) ctx, const AT, options(nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = ctx;
+        value = AT;
+    }
+    value
+}
+
 impl<const N: usize> Window<N> {
     /// Reads a `T` at `AT`, at any alignment.
     ///
@@ -58,7 +82,12 @@ impl Packet {
     /// The packet of this run. Taken anew after every change of its length.
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.ctx, start: ctx.data(), end: ctx.data_end() }
+        let ctx = ctx.ctx;
+        Self {
+            ctx,
+            start: field::<{ offset_of!(xdp_md, data) }>(ctx),
+            end: field::<{ offset_of!(xdp_md, data_end) }>(ctx),
+        }
     }
 
     /// `N` bytes at `offset`, if all of them lie in the packet.
@@ -97,8 +126,7 @@ impl Packet {
     /// Interface that the packet came in on.
     #[inline(always)]
     pub fn ingress(&self) -> u32 {
-        // SAFETY: the context is the kernel's and outlives the run.
-        unsafe { (*self.ctx).ingress_ifindex }
+        field::<{ offset_of!(xdp_md, ingress_ifindex) }>(self.ctx) as u32
     }
 
     /// Makes room for `bytes` in front of the frame, and takes the pointers anew.

@@ -4,7 +4,9 @@
 //! break the connection. The service follows from the backend's endpoint, and the way to the client from the kernel's
 //! routes; the flow itself is adopted by the client's next segment.
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_fib_lookup as fib_lookup};
+use aya_ebpf::{
+    bindings::xdp_md, btf_maps::PerCpuArray, helpers::generated::bpf_fib_lookup as fib_lookup, macros::btf_map,
+};
 use bytemuck::{Pod, Zeroable};
 use lb_common::{outcome::Outcome, service::vip_kind};
 
@@ -40,6 +42,10 @@ struct Route {
 const ROUTE_LEN: i32 = 64;
 const _: () = assert!(size_of::<Route>() == ROUTE_LEN as usize);
 
+/// This CPU's question to the kernel's routes: on the stack it would not fit beside the caller's frame.
+#[btf_map]
+static ROUTE: PerCpuArray<Route, 1> = PerCpuArray::new();
+
 /// Results of the look-up (`BPF_FIB_LKUP_RET_*`).
 const FOUND: i64 = 0;
 const NO_NEIGHBOUR: i64 = 7;
@@ -63,7 +69,9 @@ fn outbound<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome> 
         return Err(Outcome::NotForService);
     }
     let service = SERVICES.get(slot).ok_or(Outcome::NotForService)?;
-    let mut route =
+    // SAFETY: the row is this CPU's alone, and the program is not re-entered on a CPU.
+    let route = ROUTE.get_ptr_mut(0).map(|row| unsafe { &mut *row }).ok_or(Outcome::DroppedUnresolved)?;
+    *route =
         Route { family: if F::V6 { 10 } else { 2 }, len: ip.len as u16, ifindex: packet.ingress(), ..Route::zeroed() };
     let (source, destination) = (ip.source.words(), ip.destination.words());
     if F::V6 {
@@ -74,7 +82,7 @@ fn outbound<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome> 
         route.destination[0] = destination[3];
     }
     // SAFETY: the context is the kernel's, the structure is ours and of the size told.
-    let result = unsafe { fib_lookup(packet.context().cast(), (&raw mut route).cast(), ROUTE_LEN, 0) };
+    let result = unsafe { fib_lookup(packet.context().cast(), (&raw mut *route).cast(), ROUTE_LEN, 0) };
     match result {
         // Several services share the endpoint: whose client it is cannot be told.
         FOUND | NO_NEIGHBOUR if endpoint(next).is_some() => Err(Outcome::DroppedUnresolved),
