@@ -115,6 +115,8 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
+    /// On a backend of a tunnelled service: take packets out of their tunnel, until stopped
+    Decap(DecapArgs),
     /// Watch services, backends and drains, with keys to drain and activate
     Top,
     /// Look for what stands in the way here, and say the command that mends it
@@ -369,6 +371,17 @@ pub struct WaitArgs {
     /// Give up after this long
     #[arg(long, value_name = "DUR")]
     pub timeout: Option<Seconds>,
+}
+
+/// `ebb decap`.
+#[derive(Debug, Args)]
+pub struct DecapArgs {
+    /// Interface that the tunnelled packets come in by
+    #[arg(short, long, value_name = "IFACE")]
+    pub interface: String,
+    /// Where the program runs: in the driver, in the stack, or the best that works [default: auto]
+    #[arg(long, value_name = "auto|native|generic", value_parser = words(&MODES))]
+    pub mode: Option<Mode>,
 }
 
 /// `ebb flows`.

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod commands;
+mod decap;
 mod doctor;
 mod drains;
 mod events;
@@ -75,6 +76,7 @@ async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, 
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
         Command::Events { follow } => events::events(follow, client, print).await,
+        Command::Decap(args) => decap::decap(&args, print).await,
         Command::Top => top::top(client).await,
         Command::Doctor { interfaces } => doctor::doctor(&interfaces, client, print).await,
         Command::Completions { shell } => generate::completions(shell),

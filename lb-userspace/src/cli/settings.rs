@@ -26,22 +26,26 @@ impl Settings {
         let interfaces = if args.interfaces.is_empty() { &file.interfaces } else { &args.interfaces };
         let pin_path = args.places.pin_path.as_ref().or(file.pin_path.as_ref());
         let state_dir = args.places.state_dir.as_ref().or(file.state_dir.as_ref());
-        let mode = match args.mode.or(file.mode).unwrap_or_default() {
-            Mode::Auto => datapath::Mode::Auto,
-            Mode::Native => datapath::Mode::Native,
-            Mode::Generic => datapath::Mode::Generic,
-        };
         Self {
             state_dir: state_dir.cloned().unwrap_or_else(default_state_dir),
             metrics: args.metrics.or(file.metrics),
             datapath: datapath::Options {
                 interfaces: interfaces.clone(),
-                mode,
+                mode: mode(args.mode.or(file.mode)),
                 max_flows: args.max_flows.or(file.max_flows).unwrap_or(defaults.max_flows),
                 pin_path: pin_path.cloned().unwrap_or(defaults.pin_path),
                 ..defaults
             },
         }
+    }
+}
+
+/// The datapath's word for a mode, `auto` unless one was given.
+pub(super) fn mode(given: Option<Mode>) -> datapath::Mode {
+    match given.unwrap_or_default() {
+        Mode::Auto => datapath::Mode::Auto,
+        Mode::Native => datapath::Mode::Native,
+        Mode::Generic => datapath::Mode::Generic,
     }
 }
 

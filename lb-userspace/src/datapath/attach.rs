@@ -159,7 +159,8 @@ pub(crate) fn remove_link(link: &PinnedLink) -> Result<(), OpenError> {
     fs::remove_file(&link.path).opening(|| format!("cannot remove {}", link.path.display()))
 }
 
-fn attach(program: BorrowedFd<'_>, link: &Link, mode: Mode) -> Result<(XdpMode, OwnedFd), OpenError> {
+/// Attaches the program in the mode asked for; the link detaches it when it is dropped without having been pinned.
+pub(crate) fn attach(program: BorrowedFd<'_>, link: &Link, mode: Mode) -> Result<(XdpMode, OwnedFd), OpenError> {
     let first = mode.first();
     match attach_as(program, link, first) {
         Ok(fd) => Ok((first, fd)),

@@ -8,6 +8,7 @@
 
 mod attach;
 pub mod clock;
+mod decap;
 mod ebpf;
 mod error;
 mod flows;
@@ -26,6 +27,7 @@ mod unload;
 mod vips;
 
 pub use attach::Mode;
+pub use decap::Decap;
 pub use ebpf::{EbpfDatapath, Options};
 pub use error::OpenError;
 pub use log::ProgramLog;

@@ -23,6 +23,8 @@ use super::{
 
 /// The program that balances, by its name in the object.
 const BALANCER: &str = "ebb_xdp";
+/// The program that takes packets out of their tunnel, by its name in the object.
+pub(crate) const DECAPSULATOR: &str = "ebb_decap";
 /// `BPF_MAP_TYPE_RINGBUF`: the log, which belongs to one load of the program and is not pinned.
 const RINGBUF: u32 = 27;
 
@@ -110,14 +112,29 @@ pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, 
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
-    let program = load_program(&mut ebpf)?;
+    let program = load_program(&mut ebpf, BALANCER)?;
     let id = sys::program_id(program.as_fd()).opening(|| "cannot look at the program".into())?;
     Ok(Loaded { program, id, ebpf, fresh, undo })
 }
 
-fn load_program(ebpf: &mut Ebpf) -> Result<OwnedFd, OpenError> {
-    let missing = || OpenError::Program(format!("the object has no XDP program {BALANCER}"));
-    let program: &mut Xdp = ebpf.program_mut(BALANCER).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
+/// Loads one of the object's programs with maps of its own, which go when it goes.
+pub(crate) fn load_alone(name: &str, sizes: &Sizes) -> Result<(OwnedFd, Ebpf), OpenError> {
+    let declared = declared_maps()?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for map in &declared {
+        if let Some(size) = sizes.of(&map.name) {
+            loader.map_max_entries(&map.name, size);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
+    let program = load_program(&mut ebpf, name)?;
+    Ok((program, ebpf))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, OpenError> {
+    let missing = || OpenError::Program(format!("the object has no XDP program {name}"));
+    let program: &mut Xdp = ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())?;
     program.load().map_err(|error| {
         if let ProgramError::LoadError { verifier_log, .. } = &error {
             tracing::debug!("the verifier: {verifier_log}");

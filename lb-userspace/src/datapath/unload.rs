@@ -67,7 +67,11 @@ fn unload_directory(
             continue;
         }
         attach::remove_link(&link)?;
-        let name = known.iter().find(|known| known.index == link.ifindex).map(|known| known.name.clone());
+        // An index means something in its own namespace only: elsewhere another interface may have it.
+        let is_here = |known: &&links::Link| {
+            known.index == link.ifindex && known.xdp.is_some_and(|(_, program)| program == link.program)
+        };
+        let name = known.iter().find(is_here).map(|known| known.name.clone());
         unloaded.interfaces.push(name.unwrap_or_else(|| link.ifindex.to_string()));
     }
     if left > 0 {
