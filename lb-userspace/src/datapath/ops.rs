@@ -270,16 +270,16 @@ impl EbpfDatapath {
         let mut backends = Vec::new();
         for (slot, tally) in (0u32..).zip(tallies).filter(|(_, tally)| !tally.is_empty()) {
             totals.live += tally.live();
-            totals.opening += tally.opening;
-            totals.closing += tally.closing;
+            totals.opening += tally.of(Phase::Opening);
+            totals.closing += tally.of(Phase::Closing);
             let Some(row) = self.maps.backends.read(slot) else { continue };
             backends.push(BackendFlows {
                 slot: BackendSlot(slot),
                 generation: row.generation,
-                opening: tally.opening,
-                established: tally.established,
-                half_closed: tally.half_closed,
-                closing: tally.closing,
+                opening: tally.of(Phase::Opening),
+                established: tally.of(Phase::Established),
+                half_closed: tally.of(Phase::HalfClosed),
+                closing: tally.of(Phase::Closing),
                 oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
             });
         }

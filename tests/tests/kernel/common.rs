@@ -1,9 +1,9 @@
 //! Throwaway network namespaces. Root is needed; without it the tests fail and say so.
 
 use std::{
-    io,
+    io::{self, Write as _},
     os::unix::process::CommandExt as _,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     thread,
 };
 
@@ -33,6 +33,13 @@ fn unshare_network() -> io::Result<()> {
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip is installed");
     assert!(status.success(), "ip {arguments}");
+}
+
+/// Runs many commands of `ip` at once.
+pub(crate) fn ip_batch(commands: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip is installed");
+    child.stdin.take().expect("piped").write_all(commands.as_bytes()).expect("ip reads");
+    assert!(child.wait().expect("ip ends").success(), "ip -batch");
 }
 
 /// Another namespace, for the far end of a link; gone with this value.

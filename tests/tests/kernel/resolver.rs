@@ -1,7 +1,10 @@
 //! Next hops followed over netlink, between real network namespaces.
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
-use crate::common::{Peer, in_namespace, ip};
+use crate::common::{Peer, in_namespace, ip, ip_batch};
 use lb_userspace::{
     daemon::{NextHopUpdate, Resolver as _},
     datapath::NextHop,
@@ -120,5 +123,27 @@ fn an_administrators_entry_is_used_and_left_alone() {
         let table = std::process::Command::new("ip").args(["neigh", "show", "10.9.0.66"]).output().unwrap();
         assert!(String::from_utf8_lossy(&table.stdout).contains("PERMANENT"));
         assert!(updates.try_recv().is_err(), "no news");
+    });
+}
+
+/// More events than the socket holds, while nobody reads them: the one that matters is among those lost.
+#[test]
+fn lost_events_are_made_good() {
+    linked(async |_peer| {
+        ip("neigh add 10.9.0.66 dev ebb0 lladdr 02:00:00:00:00:66 nud permanent");
+        let (sender, mut updates) = mpsc::unbounded_channel();
+        let mut resolver = NetlinkResolver::start(sender).unwrap();
+        resolver.watch(address("10.9.0.66"));
+        assert!(update(&mut updates, "10.9.0.66").await.is_some());
+        // This thread runs the resolver too, and does not come back to it before all is done.
+        let mut batch: String = (0..4_000)
+            .map(|n| format!("neigh replace fd00:9::{n:x} dev ebb0 lladdr 02:00:00:00:00:01 nud permanent\n"))
+            .collect();
+        batch.push_str("neigh replace 10.9.0.66 dev ebb0 lladdr 02:00:00:00:00:67 nud permanent\n");
+        ip_batch(&batch);
+        let start = Instant::now();
+        let hop = update(&mut updates, "10.9.0.66").await.expect("still there");
+        assert_eq!(hop.dst_mac[5], 0x67);
+        assert!(start.elapsed() < Duration::from_secs(5), "before the next look at everything");
     });
 }

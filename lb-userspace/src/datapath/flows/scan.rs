@@ -6,7 +6,7 @@ use lb_common::{
     time,
 };
 
-use super::{Facts, Slot, Table, phase_of};
+use super::{Brief, Facts, Slot, Table, phase_of};
 
 /// An entry that has been dying for longer lost whoever took it out: a daemon killed on the way.
 const STUCK_TICKS: u32 = time::duration_ticks(5_000_000_000);
@@ -16,20 +16,23 @@ const ATTEMPTS: u32 = 16;
 /// One backend's flows of its present generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
-    pub(crate) opening: u64,
-    pub(crate) established: u64,
-    pub(crate) half_closed: u64,
-    pub(crate) closing: u64,
-    pub(crate) cut: u64,
-    pub(crate) provisional: u64,
+    /// By [`Phase`]; none is dead.
+    counts: [u64; PHASES],
     /// Age in ticks of the oldest live flow.
     pub(crate) oldest_age: u32,
 }
 
+const PHASES: usize = Phase::Dead as usize;
+
 impl Tally {
+    /// Flows in a phase.
+    pub(crate) fn of(&self, phase: Phase) -> u64 {
+        self.counts.get(phase as usize).copied().unwrap_or(0)
+    }
+
     /// Flows that a drain waits for.
     pub(crate) fn live(&self) -> u64 {
-        self.opening + self.established + self.half_closed
+        self.of(Phase::Opening) + self.of(Phase::Established) + self.of(Phase::HalfClosed)
     }
 
     /// Nothing to tell.
@@ -37,17 +40,11 @@ impl Tally {
         *self == Self::default()
     }
 
+    #[inline]
     fn count(&mut self, phase: Phase, age: u32) {
-        let counter = match phase {
-            Phase::Opening => &mut self.opening,
-            Phase::Established => &mut self.established,
-            Phase::HalfClosed => &mut self.half_closed,
-            Phase::Closing => &mut self.closing,
-            Phase::Cut => &mut self.cut,
-            Phase::Provisional => &mut self.provisional,
-            Phase::Dead => return,
-        };
-        *counter += 1;
+        if let Some(count) = self.counts.get_mut(phase as usize) {
+            *count += 1;
+        }
         if phase.is_live() {
             self.oldest_age = self.oldest_age.max(age);
         }
@@ -101,8 +98,8 @@ impl<'a> Scan<'a> {
             let meta = entry.meta();
             match meta.life() {
                 Life::Linked => {
-                    if let Some(flow) = entry.snapshot(meta) {
-                        self.sweep_flow(index, entry, meta, &flow, tallies);
+                    if let Some(flow) = entry.brief(meta) {
+                        self.sweep_flow(index, entry, meta, flow, tallies);
                     }
                 }
                 Life::Dying if time::age(now, meta.last_seen()) > STUCK_TICKS => {
@@ -113,10 +110,11 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn sweep_flow(&self, index: u32, entry: Slot<'a>, meta: Meta, flow: &FlowEntry, tallies: &mut [Tally]) {
+    #[inline]
+    fn sweep_flow(&self, index: u32, entry: Slot<'a>, meta: Meta, flow: Brief, tallies: &mut [Tally]) {
         let now = self.now();
         let current = self.facts.is_current(flow.backend, flow.generation);
-        let phase = phase_of(self.facts, flow, meta, now);
+        let phase = phase_of(self.facts, flow.service, meta, now);
         // A flow whose backend is gone has nowhere to go; one that was cut is remembered for what is still said on it.
         if phase == Phase::Dead || (!current && phase != Phase::Cut) {
             self.table.take_out(index, entry, meta, now);
@@ -149,7 +147,7 @@ impl<'a> Scan<'a> {
     pub(crate) fn mark_cut(&self, backend: u32, generation: u32, due: impl Fn(u16, u32) -> bool) -> CutList {
         let mut list = CutList::default();
         for (index, entry, meta, flow) in self.of(backend, generation) {
-            if !phase_of(self.facts, &flow, meta, self.now()).is_live() {
+            if !phase_of(self.facts, service_of(&flow), meta, self.now()).is_live() {
                 continue;
             }
             let key = FlowKey { client: flow.client, port_service: flow.port_service };
@@ -197,9 +195,13 @@ impl<'a> Scan<'a> {
     pub(crate) fn list(&self, limit: usize, wanted: impl Fn(&FlowEntry) -> bool) -> Vec<(Meta, FlowEntry, Phase)> {
         self.linked()
             .filter(|(_, _, _, flow)| wanted(flow) && self.facts.is_current(flow.backend, flow.generation))
-            .map(|(_, _, meta, flow)| (meta, flow, phase_of(self.facts, &flow, meta, self.now())))
+            .map(|(_, _, meta, flow)| (meta, flow, phase_of(self.facts, service_of(&flow), meta, self.now())))
             .filter(|(_, _, phase)| phase.is_live() || *phase == Phase::Closing)
             .take(limit)
             .collect()
     }
+}
+
+fn service_of(flow: &FlowEntry) -> u16 {
+    (flow.port_service >> 16) as u16
 }

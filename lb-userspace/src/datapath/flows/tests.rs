@@ -128,13 +128,13 @@ fn a_sweep_counts_by_phase_and_reclaims_the_dead() {
     }
     let tallies = sweep(&memory, &facts(), NOW_NS);
     let first = tallies[0];
-    assert_eq!(
-        (first.opening, first.established, first.half_closed, first.closing, first.cut, first.provisional),
-        (1, 1, 1, 1, 1, 1)
-    );
+    for phase in [Phase::Opening, Phase::Established, Phase::HalfClosed, Phase::Closing, Phase::Cut, Phase::Provisional]
+    {
+        assert_eq!(first.of(phase), 1, "{phase:?}");
+    }
     assert_eq!(first.live(), 3);
     assert_eq!(first.oldest_age, time::ticks(NOW_NS) - time::ticks(ago(200)));
-    assert_eq!((tallies[1].live(), tallies[1].cut), (1, 0));
+    assert_eq!((tallies[1].live(), tallies[1].of(Phase::Cut)), (1, 0));
     assert!(tallies[2].is_empty() && tallies[3].is_empty());
     assert_eq!(memory.in_use(), 8);
     assert_eq!(memory.linked_places(), 8, "the dead are unlinked too");
