@@ -108,7 +108,8 @@ fn the_server_closes_first(forward: Forward) -> Result<()> {
 fn both_close_at_once(forward: Forward) -> Result<()> {
     let stage = Stage::set(forward)?;
     for _ in 0..20 {
-        let (client, server) = stage.connect_and_talk()?;
+        let (mut client, mut server) = stage.connect()?;
+        say(&mut client, &mut server)?;
         let other = thread::spawn(move || drop(server));
         drop(client);
         other.join().map_err(|_| anyhow::anyhow!("the closing thread panicked"))?;
