@@ -6,6 +6,8 @@ mod daemon;
 pub mod error;
 mod events;
 mod extract;
+#[cfg(test)]
+mod fuzz;
 pub mod metrics;
 mod openapi;
 mod routes;

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use super::{client::Client, router, serve::serve, socket::Socket};
 use crate::{control::model::WaitFor, daemon::fake::Rig};
 
-async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+pub(super) async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
     let request = Request::builder()
         .method(method.parse::<Method>().expect("a method"))
         .uri(path)
@@ -28,7 +28,7 @@ async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (StatusCo
 const WEB: &str = r#"{"name":"web","vip":"10.0.0.100:80/tcp","drain_timeout_s":60}"#;
 
 /// A service with two backends that are active.
-async fn web(router: &Router) {
+pub(super) async fn web(router: &Router) {
     assert_eq!(ask(router, "POST", "/v1/services", WEB).await.0, StatusCode::CREATED);
     for (name, address) in [("b1", "10.0.0.11"), ("b2", "10.0.0.12")] {
         let body = json!({ "name": name, "address": address }).to_string();

@@ -22,21 +22,36 @@ pub(super) struct Look {
     pub(super) remaining_flows: u64,
     /// Until the deadline, when there is one.
     pub(super) remaining: Option<Duration>,
+    /// Until the last flow has ended, if it goes on as lately.
+    pub(super) estimate: Option<Duration>,
+    /// Age of the oldest flow that is left.
+    pub(super) oldest: Option<Duration>,
 }
 
-impl fmt::Display for Look {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Look {
+    /// What fits beside a bar.
+    fn brief(&self) -> String {
         let flows = if self.remaining_flows == 1 { "flow" } else { "flows" };
+        let estimate = match self.estimate {
+            Some(left) if self.remaining_flows > 0 => format!(", about {} to go", whole_seconds(left)),
+            _ => String::new(),
+        };
         let deadline = match self.remaining {
             Some(left) => format!("{} to the deadline", whole_seconds(left)),
             None => "no deadline".to_owned(),
         };
-        write!(
-            f,
-            "{} of {} {flows} left, {deadline}",
-            self.remaining_flows,
-            self.initial_flows.max(self.remaining_flows)
-        )
+        let initial = self.initial_flows.max(self.remaining_flows);
+        format!("{} of {initial} {flows} left{estimate}, {deadline}", self.remaining_flows)
+    }
+}
+
+impl fmt::Display for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.brief())?;
+        match self.oldest {
+            Some(age) if self.remaining_flows > 0 => write!(f, ", the oldest is {} old", whole_seconds(age)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -87,7 +102,7 @@ impl Progress {
                 let bar = bar.get_or_insert_with(|| new_bar(label));
                 bar.set_length(length.max(1));
                 bar.set_position(look.remaining_flows);
-                bar.set_message(look.to_string());
+                bar.set_message(look.brief());
                 bar.tick();
                 Ok(())
             }
@@ -138,11 +153,16 @@ mod tests {
 
     #[test]
     fn a_look_in_words() {
-        let mut look =
-            Look { initial_flows: 300, remaining_flows: 120, remaining: Some(Duration::from_millis(41_200)) };
-        assert_eq!(look.to_string(), "120 of 300 flows left, 42s to the deadline");
-        look.remaining = None;
-        look.remaining_flows = 1;
+        let mut look = Look {
+            initial_flows: 300,
+            remaining_flows: 120,
+            remaining: Some(Duration::from_millis(41_200)),
+            estimate: Some(Duration::from_secs(12)),
+            oldest: Some(Duration::from_mins(5)),
+        };
+        assert_eq!(look.brief(), "120 of 300 flows left, about 12s to go, 42s to the deadline");
+        assert_eq!(look.to_string(), format!("{}, the oldest is 5m old", look.brief()));
+        look = Look { remaining: None, remaining_flows: 1, estimate: None, oldest: None, ..look };
         assert_eq!(look.to_string(), "1 of 300 flow left, no deadline");
         // Flows that were half open when the drain began may be adopted later.
         look.remaining_flows = 301;

@@ -185,10 +185,13 @@ pub(super) fn ended(drain: &LastDrain) -> String {
 
 /// A running drain as the progress bar needs it.
 pub(super) fn look(drain: &DrainStatus) -> Look {
+    let duration = |seconds: Option<f64>| seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     Look {
         initial_flows: drain.initial_flows,
         remaining_flows: drain.remaining_flows,
-        remaining: drain.remaining_s.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)),
+        remaining: drain.remaining_s.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+        estimate: duration(drain.estimate_s),
+        oldest: duration(drain.oldest_flow_s),
     }
 }
 
