@@ -61,11 +61,11 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A command line as a person would type it, with the variables set for it (but for PATH, which says little).
+/// A command line as a person would type it, with the variables set for it (but for a few that say little).
 fn line(command: &Command) -> String {
     let variables = command
         .get_envs()
-        .filter(|(name, _)| *name != "PATH")
+        .filter(|(name, _)| *name != "PATH" && *name != "RUST_LIB_BACKTRACE")
         .filter_map(|(name, value)| Some(format!("{}={}", name.display(), value?.display())));
     // The directory of the program says little and is long where rustup keeps it.
     let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program());

@@ -105,6 +105,10 @@ impl fmt::Display for Tally {
 
 /// Runs `cargo test …`, passing its output on, and adds up the runners' summaries.
 fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
+    // Errors that a test returns say where they come from; fifty frames of the test runner each would bury them.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        command.env("RUST_LIB_BACKTRACE", "0");
+    }
     let mut child = command::start(command.stdout(Stdio::piped()))?;
     let mut tally = Tally::default();
     let stdout = child.stdout.take().context("the runner's output")?;
