@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, path::PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// A whole file.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// How the daemon runs. The command line's flags win over it.
@@ -29,7 +30,7 @@ pub struct File {
 }
 
 /// `[daemon]`: the flags of `ebb run`, in snake_case.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Daemon {
     /// Interfaces to balance on.
@@ -48,7 +49,7 @@ pub struct Daemon {
 }
 
 /// Where the program runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// In the driver where that works, in the network stack with a warning where it does not.
@@ -61,12 +62,14 @@ pub enum Mode {
 }
 
 /// `[[service]]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// Unique name.
+    #[schemars(with = "String")]
     pub name: Spanned<String>,
     /// Where clients send to.
+    #[schemars(with = "Vip")]
     pub vip: Spanned<Vip>,
     /// How packets reach the backends.
     pub forward: Option<Forward>,
@@ -96,14 +99,17 @@ pub struct Service {
 }
 
 /// `[[service.backend]]`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Unique in its service.
+    #[schemars(with = "String")]
     pub name: Spanned<String>,
     /// Where it is.
+    #[schemars(with = "BackendAddress")]
     pub address: Spanned<BackendAddress>,
     /// Its share of new flows relative to the others.
+    #[schemars(with = "Option<u32>")]
     pub weight: Option<Spanned<u32>>,
 }
 

@@ -2,6 +2,7 @@
 
 pub mod diagnose;
 pub mod file;
+pub mod reference;
 
 use std::{
     fs, io,
