@@ -53,4 +53,7 @@ pub mod map_name {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// Where the fragments of a datagram go (LRU hash).
     pub const FRAGMENTS: &str = "FRAGMENTS";
+
+    /// All of the above: what is pinned and outlives a load of the program. Other maps of the object belong to one load.
+    pub const ALL: [&str; 10] = [CONTROL, VIPS, SERVICES, BACKENDS, RINGS, FLOWS, PEERS, STATS, OUTCOMES, FRAGMENTS];
 }

@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramError, Xdp},
 };
-use aya_obj::{EbpfSectionKind, Object};
+use aya_obj::Object;
 use lb_common::map_name;
 
 use super::{
@@ -25,8 +25,6 @@ use super::{
 const BALANCER: &str = "ebb_xdp";
 /// The program that takes packets out of their tunnel, by its name in the object.
 pub(crate) const DECAPSULATOR: &str = "ebb_decap";
-/// `BPF_MAP_TYPE_RINGBUF`: the log, which belongs to one load of the program and is not pinned.
-const RINGBUF: u32 = 27;
 
 /// A map as the object declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,25 +158,22 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The maps that outlive a load: all but the log and the program's own data.
+/// The maps that outlive a load.
 fn declared_maps() -> Result<Vec<Declared>, OpenError> {
     let object = Object::parse(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
-    let mut maps: Vec<Declared> = object
-        .maps
-        .iter()
-        .filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::Maps | EbpfSectionKind::BtfMaps))
-        .filter(|(_, map)| map.map_type() != RINGBUF)
-        .map(|(name, map)| Declared {
-            name: name.clone(),
+    let declared = |name: &str| {
+        let missing = || OpenError::Program(format!("the object has no map {name}"));
+        let map = object.maps.get(name).ok_or_else(missing)?;
+        Ok(Declared {
+            name: name.to_owned(),
             map_type: map.map_type(),
             key_size: map.key_size(),
             value_size: map.value_size(),
             max_entries: map.max_entries(),
             flags: map.map_flags(),
         })
-        .collect();
-    maps.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(maps)
+    };
+    map_name::ALL.into_iter().map(declared).collect()
 }
 
 /// Whether an earlier daemon's maps are all there. Some without the others are of no use: entries of the flow table
