@@ -1,7 +1,7 @@
 //! Scans of the whole table: counting, ageing, purging, listing, marking flows cut.
 
 use lb_common::{
-    flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag},
+    flow::{FlowEntry, Life, Meta, Phase, flow_flag},
     flow_table::Entry as _,
     time,
 };
@@ -87,8 +87,15 @@ impl<'a> Scan<'a> {
     }
 
     /// Linked entries of one generation of a backend.
-    fn of(&self, backend: u32, generation: u32) -> impl Iterator<Item = (u32, Slot<'a>, Meta, FlowEntry)> {
-        self.linked().filter(move |(_, _, _, flow)| flow.backend == backend && flow.generation == generation)
+    fn of(&self, backend: u32, generation: u32) -> impl Iterator<Item = (u32, Slot<'a>, Meta, Brief)> {
+        self.table.view.iter().filter_map(move |(index, entry)| {
+            let meta = entry.meta();
+            if meta.life() != Life::Linked {
+                return None;
+            }
+            let flow = entry.brief(meta)?;
+            (flow.backend == backend && flow.generation == generation).then_some((index, entry, meta, flow))
+        })
     }
 
     /// Counts all flows by backend slot, and reclaims what is dead. `tallies` has a place for each backend slot.
@@ -147,11 +154,10 @@ impl<'a> Scan<'a> {
     pub(crate) fn mark_cut(&self, backend: u32, generation: u32, due: impl Fn(u16, u32) -> bool) -> CutList {
         let mut list = CutList::default();
         for (index, entry, meta, flow) in self.of(backend, generation) {
-            if !phase_of(self.facts, service_of(&flow), meta, self.now()).is_live() {
+            if !phase_of(self.facts, flow.service, meta, self.now()).is_live() {
                 continue;
             }
-            let key = FlowKey { client: flow.client, port_service: flow.port_service };
-            if !due(self.table.share(&key), meta.last_seen()) {
+            if !due(self.table.share(&entry.key()), meta.last_seen()) {
                 list.remaining += 1;
             } else if meta.any(flow_flag::DATAGRAM) {
                 list.resteered += u64::from(self.table.take_out(index, entry, meta, self.now()));
