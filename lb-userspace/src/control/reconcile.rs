@@ -11,7 +11,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// What is told.
-    pub change: Change,
+    pub changes: Vec<Change>,
     /// What is done.
     pub command: Command,
 }
@@ -25,8 +25,8 @@ pub enum Command {
     SetService(String, Box<ServicePatch>),
     /// Drain and remove it.
     RemoveService(String),
-    /// Add a backend.
-    AddBackend(String, BackendSpec),
+    /// Add backends.
+    AddBackends(String, Vec<BackendSpec>),
     /// Change its weight.
     SetBackend(String, String, BackendPatch),
     /// Keep a backend that was being removed.
@@ -51,9 +51,7 @@ pub fn plan(present: &[Service], wanted: &[WantedService]) -> Result<Vec<Step>, 
                     detail,
                     Command::AddService(Box::new(want.service.clone())),
                 ));
-                for backend in &want.backends {
-                    steps.push(add_backend(name, backend));
-                }
+                steps.extend(add_backends(name, want.backends.iter()));
             }
             Some(service) => {
                 steps.extend(set_service(service, &want.service)?);
@@ -154,12 +152,10 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
 
 fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Error> {
     let name = &service.spec.name;
-    let mut steps = Vec::new();
+    let new = wanted.iter().filter(|want| service.position(&want.name).is_none());
+    let mut steps: Vec<Step> = add_backends(name, new).into_iter().collect();
     for want in wanted {
-        let Some(at) = service.position(&want.name) else {
-            steps.push(add_backend(name, want));
-            continue;
-        };
+        let Some(at) = service.position(&want.name) else { continue };
         let entry = &service.backends[at];
         let backend = Some(want.name.clone());
         if entry.spec.address != want.address {
@@ -189,14 +185,20 @@ fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Erro
     Ok(steps)
 }
 
-fn add_backend(service: &str, spec: &BackendSpec) -> Step {
-    let detail = format!("{} with weight {}", spec.address, spec.weight);
-    let command = Command::AddBackend(service.to_owned(), spec.clone());
-    step(ChangeAction::Add, service, Some(spec.name.clone()), detail, command)
+fn add_backends<'a>(service: &str, specs: impl Iterator<Item = &'a BackendSpec>) -> Option<Step> {
+    let specs: Vec<BackendSpec> = specs.cloned().collect();
+    let change = |spec: &BackendSpec| Change {
+        action: ChangeAction::Add,
+        service: service.to_owned(),
+        backend: Some(spec.name.clone()),
+        detail: format!("{} with weight {}", spec.address, spec.weight),
+    };
+    let changes: Vec<Change> = specs.iter().map(change).collect();
+    (!specs.is_empty()).then(|| Step { changes, command: Command::AddBackends(service.to_owned(), specs) })
 }
 
 fn step(action: ChangeAction, service: &str, backend: Option<String>, detail: String, command: Command) -> Step {
-    Step { change: Change { action, service: service.to_owned(), backend, detail }, command }
+    Step { changes: vec![Change { action, service: service.to_owned(), backend, detail }], command }
 }
 
 fn forward(spec: &ServiceSpec) -> &'static str {

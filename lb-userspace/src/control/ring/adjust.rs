@@ -42,9 +42,10 @@ impl Ring {
                 }
             }
         }
-        if size > self.size && !draining {
+        let empty = self.base.iter().all(|owner| *owner == NOBODY);
+        if empty || (size > self.size && !draining) {
             self.remove(&gone);
-            self.size = size;
+            self.size = size.max(self.size);
             self.build_afresh();
         } else {
             self.adjust(&gone);
@@ -88,6 +89,7 @@ impl Ring {
             let walk = Permutation::new(self.place(index).member.key, self.size);
             self.place_mut(index).walk = walk;
             self.place_mut(index).ramp = None;
+            self.place_mut(index).stands.clear();
         }
         self.base = self.fresh_base();
         self.chains = BTreeMap::new();
@@ -110,11 +112,8 @@ impl Ring {
         if gone.is_empty() {
             return;
         }
-        for chain in self.chains.values_mut() {
-            chain.retain(|index| !gone.contains(index));
-        }
-        self.chains.retain(|_, chain| !chain.is_empty());
         for index in gone {
+            self.leave_chains(*index);
             if let Some(place) = self.places[*index as usize].take() {
                 self.index_of.remove(&place.member.id);
             }
@@ -252,7 +251,7 @@ impl Ring {
         for (slot, to) in moves {
             let had = self.owner(*slot);
             self.remember(*slot);
-            self.chains.remove(slot);
+            self.shorten_chain(*slot, 0);
             self.base[*slot as usize] = *to;
             self.mark(*slot);
             if had != NOBODY {
@@ -261,7 +260,7 @@ impl Ring {
             if *to != NOBODY && self.is_full(*to) {
                 self.place_mut(*to).held += 1;
             } else if had != NOBODY {
-                self.chains.insert(*slot, vec![had]);
+                self.push_stand_in(*slot, had);
                 self.place_mut(had).held += 1;
             } else {
                 orphans.push(*slot);

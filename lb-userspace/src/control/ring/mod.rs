@@ -9,6 +9,7 @@
 //! is; the base owner of a slot with a chain and all but the chain's last are out, or held back from the slot by a slow start.
 
 mod adjust;
+mod chains;
 mod overlay;
 mod saved;
 pub mod table;
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use self::table::{NOBODY, Permutation};
 use crate::datapath::{BackendSlot, RingSlot};
 
+pub use overlay::Entrant;
 pub use saved::SavedRing;
 
 /// A backend in the table.
@@ -63,6 +65,8 @@ struct Place {
     held: u32,
     /// During a slow start: how many of its base slots it may have. `None` means all.
     ramp: Option<u32>,
+    /// The slots in whose chains it stands.
+    stands: BTreeSet<u32>,
 }
 
 /// What has to be published.
@@ -194,6 +198,7 @@ impl Ring {
             draining: false,
             held: 0,
             ramp: None,
+            stands: BTreeSet::new(),
         };
         let index = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
         if index == self.places.len() {

@@ -1,6 +1,9 @@
 //! Members go out of rotation and come back.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap},
+};
 
 use super::{Ring, table, table::NOBODY};
 use crate::datapath::BackendSlot;
@@ -10,6 +13,17 @@ const LARGEST_GUIDED: u32 = 65_537;
 
 /// Fractions of a slot are kept in so many bits.
 pub(super) const FRACTION_BITS: u32 = 20;
+
+/// A member that comes into rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entrant {
+    /// Which.
+    pub id: BackendSlot,
+    /// It also takes over its part of what others stand in for. Not after a drain: then nothing but its own slots moves.
+    pub rebalance: bool,
+    /// It takes only so many thousandths of its own slots, until [`Ring::ramp`] gives it more.
+    pub share: Option<u32>,
+}
 
 impl Ring {
     /// Takes a member out of rotation: its slots, and no others, go to those that lack most of their share.
@@ -25,26 +39,43 @@ impl Ring {
         self.hand_out(&slots);
     }
 
-    /// Puts a member into rotation: it takes the slots that are its own and those it stood in for when it left. With
-    /// `rebalance` (not after a drain) it also takes over its part of what others stand in for. With `share` (in
-    /// thousandths) it takes only so much of its own slots, until [`Ring::ramp`] gives it more.
+    /// Puts a member into rotation; see [`Ring::enter_all`].
     pub fn enter(&mut self, id: BackendSlot, rebalance: bool, share: Option<u32>) {
-        let Some(index) = self.index_of.get(&id).copied().filter(|index| !self.place(*index).inside) else {
-            return;
-        };
+        self.enter_all(&[Entrant { id, rebalance, share }]);
+    }
+
+    /// Puts members into rotation: they take the slots that are their own and those they stood in for when they left.
+    pub fn enter_all(&mut self, entrants: &[Entrant]) {
         let others = self.indices().any(|other| self.is_full(other) && self.place(other).member.weight > 0);
-        let share = share.filter(|_| others);
-        let place = self.place_mut(index);
-        place.inside = true;
-        place.ramp = share.map(|_| 0);
-        self.take_back(index);
-        if let Some(share) = share {
-            self.ramp(id, share);
-        } else if !others {
+        let mut entering = Vec::new();
+        for entrant in entrants {
+            let index = self.index_of.get(&entrant.id).copied();
+            if let Some(index) = index.filter(|index| !self.place(*index).inside) {
+                let share = entrant.share.filter(|_| others);
+                let place = self.place_mut(index);
+                place.inside = true;
+                place.ramp = share.map(|_| 0);
+                entering.push((index, Entrant { share, ..*entrant }));
+            }
+        }
+        match entering.as_slice() {
+            [] => return,
+            [(index, _)] => self.take_back(*index),
+            many => self.take_back_together(&many.iter().map(|(index, _)| *index).collect::<Vec<_>>()),
+        }
+        for (_, entrant) in &entering {
+            if let Some(share) = entrant.share {
+                self.ramp(entrant.id, share);
+            }
+        }
+        if !others {
             self.take_orphans();
         }
-        if rebalance && self.is_full(index) {
-            self.take_stand_ins(index);
+        let targets = self.targets();
+        for (index, _) in
+            entering.iter().filter(|(index, entrant)| entrant.rebalance && self.is_full(*index)).collect::<Vec<_>>()
+        {
+            self.take_stand_ins(*index, &targets);
         }
     }
 
@@ -66,7 +97,8 @@ impl Ring {
         }
         self.place_mut(index).held = self.slots_of(index).len() as u32;
         if done {
-            self.take_stand_ins(index);
+            let targets = self.targets();
+            self.take_stand_ins(index, &targets);
         }
     }
 
@@ -83,8 +115,7 @@ impl Ring {
         };
         self.place_mut(index).draining = draining;
         let base = self.base_slots(index);
-        let stood_in: Vec<u32> =
-            self.chains.iter().filter(|(_, chain)| chain.contains(&index)).map(|(slot, _)| *slot).collect();
+        let stood_in: Vec<u32> = self.place(index).stands.iter().copied().collect();
         let ghosts: Vec<u32> =
             self.ghosts.iter().filter(|(_, ghosts)| ghosts.contains(&index)).map(|(slot, _)| *slot).collect();
         for slot in base.into_iter().chain(stood_in).chain(ghosts.iter().copied()) {
@@ -112,20 +143,6 @@ impl Ring {
         place.inside && place.ramp.is_none()
     }
 
-    /// The slots a member has by the base.
-    pub(super) fn base_slots(&self, index: u32) -> Vec<u32> {
-        let all = self.base.iter().enumerate();
-        all.filter(|(_, owner)| **owner == index).map(|(slot, _)| slot as u32).collect()
-    }
-
-    /// The slots a member has now.
-    pub(super) fn slots_of(&self, index: u32) -> Vec<u32> {
-        let mut slots: Vec<u32> =
-            self.base_slots(index).into_iter().filter(|slot| !self.chains.contains_key(slot)).collect();
-        slots.extend(self.chains.iter().filter(|(_, chain)| chain.last() == Some(&index)).map(|(slot, _)| *slot));
-        slots
-    }
-
     /// Gives each slot, whose present owner has just gone out, a stand-in.
     ///
     /// Where there is a choice it falls on who has the slot in a table built afresh of those in rotation: if one that is out is
@@ -137,7 +154,7 @@ impl Ring {
             self.mark(*slot);
             match lacking.pop() {
                 Some(mut taker) => {
-                    self.chains.entry(*slot).or_default().push(taker.index);
+                    self.push_stand_in(*slot, taker.index);
                     self.place_mut(taker.index).held += 1;
                     taker.lack -= 1 << FRACTION_BITS;
                     lacking.push(taker);
@@ -164,7 +181,7 @@ impl Ring {
                 continue;
             }
             self.mark(*slot);
-            self.chains.entry(*slot).or_default().push(taker);
+            self.push_stand_in(*slot, taker);
             self.place_mut(taker).held += 1;
         }
         rest
@@ -182,24 +199,40 @@ impl Ring {
         for slot in if held_back { Vec::new() } else { self.base_slots(index) } {
             self.release_chain(slot);
         }
-        let standing: Vec<u32> =
-            self.chains.iter().filter(|(_, chain)| chain.contains(&index)).map(|(slot, _)| *slot).collect();
-        for slot in standing {
+        for slot in self.place(index).stands.iter().copied().collect::<Vec<_>>() {
             self.count_out(slot, index);
-            if let Some(chain) = self.chains.get_mut(&slot) {
-                let at = chain.iter().position(|member| *member == index).unwrap_or(0);
-                chain.truncate(at + 1);
-            }
+            let at = self.chains.get(&slot).and_then(|chain| chain.iter().position(|member| *member == index));
+            self.shorten_chain(slot, at.map_or(0, |at| at + 1));
             self.mark(slot);
         }
         self.place_mut(index).held = self.slots_of(index).len() as u32;
+    }
+
+    /// The same for several, all in already: each chain ends at the first of them, and everything is counted anew.
+    fn take_back_together(&mut self, indices: &[u32]) {
+        for index in indices {
+            let held_back = self.place(*index).ramp.is_some();
+            for slot in if held_back { Vec::new() } else { self.base_slots(*index) } {
+                self.shorten_chain(slot, 0);
+                self.mark(slot);
+            }
+        }
+        for index in indices {
+            for slot in self.place(*index).stands.iter().copied().collect::<Vec<_>>() {
+                let first = |chain: &Vec<u32>| chain.iter().position(|member| self.place(*member).inside);
+                let at = self.chains.get(&slot).and_then(first);
+                self.shorten_chain(slot, at.map_or(0, |at| at + 1));
+                self.mark(slot);
+            }
+        }
+        self.recount();
     }
 
     /// A slot goes back to its base owner, who is in and whose own count the caller brings up to date.
     fn release_chain(&mut self, slot: u32) {
         let owner = self.base[slot as usize];
         self.count_out(slot, owner);
-        self.chains.remove(&slot);
+        self.shorten_chain(slot, 0);
         self.mark(slot);
     }
 
@@ -218,28 +251,28 @@ impl Ring {
     }
 
     /// A member takes over from others, that have more than their share, its part of what they stand in for.
-    pub(super) fn take_stand_ins(&mut self, index: u32) {
-        let targets = self.targets();
-        let lack =
-            |ring: &Self, index: u32| targets[index as usize] - (i64::from(ring.place(index).held) << FRACTION_BITS);
-        let candidates: Vec<(u32, u32)> = self
-            .chains
-            .iter()
-            .filter_map(|(slot, chain)| chain.last().map(|last| (*slot, *last)))
-            .filter(|(_, last)| *last != index)
-            .collect();
-        for (slot, last) in candidates {
-            if lack(self, index) < 1 << FRACTION_BITS {
-                return;
+    fn take_stand_ins(&mut self, index: u32, targets: &[i64]) {
+        let lack = |index: u32| targets[index as usize] - (i64::from(self.place(index).held) << FRACTION_BITS);
+        let wanted = usize::try_from(lack(index) >> FRACTION_BITS).unwrap_or(0);
+        let mut given: HashMap<u32, i64> = HashMap::new();
+        let mut taken = Vec::new();
+        for (slot, chain) in &self.chains {
+            if taken.len() >= wanted {
+                break;
             }
-            if lack(self, last) < 0 && self.base[slot as usize] != index {
-                let chain = self.chains.get_mut(&slot).expect("just listed");
-                chain.pop();
-                chain.push(index);
-                self.place_mut(last).held -= 1;
-                self.place_mut(index).held += 1;
-                self.mark(slot);
+            let Some(last) = chain.last().copied() else { continue };
+            let gave = given.entry(last).or_default();
+            if last != index && self.base[*slot as usize] != index && lack(last) + (*gave << FRACTION_BITS) < 0 {
+                *gave += 1;
+                taken.push((*slot, last, chain.len() - 1));
             }
+        }
+        for (slot, last, before) in taken {
+            self.shorten_chain(slot, before);
+            self.push_stand_in(slot, index);
+            self.place_mut(last).held -= 1;
+            self.place_mut(index).held += 1;
+            self.mark(slot);
         }
     }
 

@@ -92,6 +92,7 @@ impl Ring {
         if !ring.base.iter().all(known) {
             return None;
         }
+        ring.index_chains();
         ring.recount();
         Some(ring)
     }

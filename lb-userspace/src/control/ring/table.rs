@@ -11,7 +11,7 @@ pub const SIZES: [u32; 6] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_31
 pub const SLOTS_PER_MEMBER: u32 = 100;
 
 /// A slot that nobody owns.
-pub(super) const NOBODY: u32 = u32::MAX;
+pub const NOBODY: u32 = u32::MAX;
 
 /// The size for so many members.
 pub fn size_for(members: usize) -> u32 {
@@ -73,7 +73,7 @@ pub(super) fn quotas(weights: &[u32], size: u32) -> Vec<u32> {
 }
 
 /// Fills a table of `size` slots with indices into `members`, which are (key, weight) in an order that depends on the keys only.
-pub(super) fn fill(members: &[(u64, u32)], size: u32) -> Vec<u32> {
+pub fn fill(members: &[(u64, u32)], size: u32) -> Vec<u32> {
     let weights: Vec<u32> = members.iter().map(|(_, weight)| *weight).collect();
     let quotas = quotas(&weights, size);
     let mut owners = vec![NOBODY; size as usize];

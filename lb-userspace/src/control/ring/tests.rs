@@ -56,6 +56,11 @@ fn assert_sound(ring: &Ring) {
         let id = ring.place(index).member.id;
         assert_eq!(ring.held(id), held.get(&id).copied().unwrap_or(0), "{id:?}");
     }
+    let mut indexed = ring.clone();
+    indexed.index_chains();
+    for index in ring.indices() {
+        assert_eq!(ring.place(index).stands, indexed.place(index).stands, "the index of chains is right");
+    }
 }
 
 #[test]
@@ -270,12 +275,23 @@ fn changed_weights_move_little() {
     assert_balanced(&ring, &changed, 1.0);
 }
 
+#[test]
+fn entering_together_is_entering_one_by_one() {
+    let members = equal(0..12);
+    let mut together = Ring::new(&members);
+    let entrant = |member: &Member| Entrant { id: member.id, rebalance: true, share: None };
+    together.enter_all(&members.iter().map(entrant).collect::<Vec<_>>());
+    assert_sound(&together);
+    assert!(owners(&together) == owners(&all_in(&members)));
+}
+
 /// Something that happens to a ring.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Drain(u32),
     Finish(u32),
     Enter(u32, bool),
+    EnterAll(u32),
     Slow(u32),
     Ramp(u32, u32),
     Add(u32),
@@ -290,6 +306,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => id.clone().prop_map(Step::Drain),
         2 => id.clone().prop_map(Step::Finish),
         4 => (id.clone(), any::<bool>()).prop_map(|(id, rebalance)| Step::Enter(id, rebalance)),
+        2 => (0..256_u32).prop_map(Step::EnterAll),
         1 => id.clone().prop_map(Step::Slow),
         1 => (id.clone(), 0..1_200_u32).prop_map(|(id, share)| Step::Ramp(id, share)),
         1 => id.clone().prop_map(Step::Add),
@@ -311,6 +328,18 @@ fn apply(ring: &mut Ring, members: &mut Vec<Member>, step: Step) {
         Step::Enter(id, rebalance) => {
             ring.enter(BackendSlot(id), rebalance, None);
             ring.set_draining(BackendSlot(id), false);
+        }
+        Step::EnterAll(which) => {
+            let ids: Vec<u32> = (0..8).filter(|id| which >> id & 1 == 1).collect();
+            let entrant = |id: &u32| Entrant {
+                id: BackendSlot(*id),
+                rebalance: id.is_multiple_of(2),
+                share: id.is_multiple_of(3).then_some(300),
+            };
+            ring.enter_all(&ids.iter().map(entrant).collect::<Vec<_>>());
+            for id in ids {
+                ring.set_draining(BackendSlot(id), false);
+            }
         }
         Step::Slow(id) => {
             ring.enter(BackendSlot(id), false, Some(200));

@@ -1,7 +1,7 @@
 //! All services: what commands do to them, what is to be told and what is to be done about it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -141,6 +141,29 @@ impl Balancer {
 
     /// Adds a backend.
     pub fn add_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<(), Error> {
+        let at = self.admit_backend(service, spec, limits, now)?;
+        self.services[at].refresh_members();
+        self.settle(at, now);
+        Ok(())
+    }
+
+    /// Adds several; the ring learns of them all at once. After an error those before it are added.
+    pub fn add_backends(
+        &mut self,
+        service: &str,
+        specs: Vec<BackendSpec>,
+        limits: Limits,
+        now: Now,
+    ) -> Result<(), Error> {
+        let at = self.find(service)?;
+        let added = specs.into_iter().try_for_each(|spec| self.admit_backend(service, spec, limits, now).map(drop));
+        self.services[at].refresh_members();
+        self.settle(at, now);
+        added
+    }
+
+    /// Registers a backend, of which the ring has still to be told; returns the service's place.
+    fn admit_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<usize, Error> {
         let at = self.find(service)?;
         validate::backend(&self.services[at].spec, &spec)?;
         let in_use = &self.services[at];
@@ -182,11 +205,9 @@ impl Balancer {
             flows: None,
         });
         self.departed.retain(|departed| departed.service != service || departed.backend != name);
-        self.services[at].refresh_members();
         let backend = self.services[at].backends.len() - 1;
         self.tell_of(EventKind::BackendAdded, at, backend, now);
-        self.settle(at, now);
-        Ok(())
+        Ok(at)
     }
 
     /// Changes a backend.
@@ -280,15 +301,13 @@ impl Balancer {
         Ok(())
     }
 
-    /// News of a next hop.
-    pub fn next_hop(&mut self, address: IpAddr, next_hop: Option<NextHop>, now: Now) {
+    /// News of next hops.
+    pub fn next_hops(&mut self, news: &HashMap<IpAddr, Option<NextHop>>, now: Now) {
         for at in 0..self.services.len() {
             let mut touched = false;
             for backend in 0..self.services[at].backends.len() {
                 let entry = &mut self.services[at].backends[backend];
-                if entry.spec.address.ip != address {
-                    continue;
-                }
+                let Some(next_hop) = news.get(&entry.spec.address.ip) else { continue };
                 touched = true;
                 // Pinned flows keep the last known one.
                 entry.next_hop = next_hop.or(entry.next_hop);
@@ -332,7 +351,7 @@ impl Balancer {
             self.lose_flow_state("the flow table is full: new flows are steered by the hash alone", now);
         }
         self.untracked = Some(sweep.totals.untracked);
-        let by_slot: std::collections::HashMap<_, _> =
+        let by_slot: HashMap<_, _> =
             sweep.backends.iter().map(|flows| ((flows.slot, flows.generation), *flows)).collect();
         for at in 0..self.services.len() {
             let since_lost = self.flow_state_lost_ns.map(|lost| sweep.begun_ns.saturating_sub(lost));
@@ -405,7 +424,7 @@ impl Balancer {
 
     /// Takes in a reading of the counters.
     pub fn count(&mut self, readings: &[(BackendSlot, BackendCounters)]) {
-        let by_slot: std::collections::HashMap<_, _> = readings.iter().copied().collect();
+        let by_slot: HashMap<_, _> = readings.iter().copied().collect();
         for entry in self.services.iter_mut().flat_map(|service| &mut service.backends) {
             if let Some(reading) = by_slot.get(&entry.slot) {
                 entry.count(*reading);

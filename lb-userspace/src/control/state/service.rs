@@ -12,7 +12,7 @@ use crate::{
     control::{
         Error,
         model::{BackendSpec, MaxOut, Protocol, ServiceSpec, State, WhenUnhealthy},
-        ring::{Member, Ring, member_key},
+        ring::{Entrant, Member, Ring, member_key},
     },
     datapath::{
         self, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, CutPolicy, NextHop,
@@ -86,10 +86,16 @@ impl Entry {
             || reading.packets < self.counted.packets
             || reading.bytes < self.counted.bytes;
         if went_back {
-            self.carried = self.totals();
-            self.baseline = BackendCounters::default();
+            self.carry_over();
         }
         self.counted = reading;
+    }
+
+    /// Its row's counters begin anew.
+    pub fn carry_over(&mut self) {
+        self.carried = self.totals();
+        self.baseline = BackendCounters::default();
+        self.counted = BackendCounters::default();
     }
 
     fn member(&self) -> Member {
@@ -158,11 +164,9 @@ impl Service {
         };
         let wanted: Vec<bool> =
             self.backends.iter().map(|entry| active(entry) || (failing_open && unhealthy(entry))).collect();
-        for (at, wanted) in wanted.iter().enumerate() {
-            if *wanted && !self.ring.is_in(self.backends[at].slot) {
-                self.enter(at, now);
-            }
-        }
+        let entering: Vec<usize> =
+            (0..wanted.len()).filter(|at| wanted[*at] && !self.ring.is_in(self.backends[*at].slot)).collect();
+        self.enter(&entering, now);
         for (entry, wanted) in self.backends.iter_mut().zip(wanted) {
             let remembered = match &entry.machine.drain {
                 Some(drain) => drain.was_in,
@@ -177,14 +181,24 @@ impl Service {
         self.ramp(now);
     }
 
-    fn enter(&mut self, at: usize, now: Now) {
-        let slow = self.spec.slow_start_s.0;
-        let entry = &mut self.backends[at];
-        let comes_back = std::mem::take(&mut entry.machine.comes_back);
-        let slowly = !slow.is_zero() && comes_back != ComesBack::Cancelled && !self.failing_open;
-        let rebalance = comes_back == ComesBack::ByItself;
-        self.ring.enter(entry.slot, rebalance, slowly.then_some(SLOW_START_FLOOR as u32));
-        entry.ramp_since_ns = self.ring.is_ramping(entry.slot).then_some(now.mono_ns);
+    fn enter(&mut self, entering: &[usize], now: Now) {
+        let may_be_slow = !self.spec.slow_start_s.0.is_zero() && !self.failing_open;
+        let mut entrants = Vec::new();
+        for at in entering {
+            let entry = &mut self.backends[*at];
+            let comes_back = std::mem::take(&mut entry.machine.comes_back);
+            let slowly = may_be_slow && comes_back != ComesBack::Cancelled;
+            entrants.push(Entrant {
+                id: entry.slot,
+                rebalance: comes_back == ComesBack::ByItself,
+                share: slowly.then_some(SLOW_START_FLOOR as u32),
+            });
+        }
+        self.ring.enter_all(&entrants);
+        for at in entering {
+            let entry = &mut self.backends[*at];
+            entry.ramp_since_ns = self.ring.is_ramping(entry.slot).then_some(now.mono_ns);
+        }
     }
 
     fn ramp(&mut self, now: Now) {

@@ -17,7 +17,10 @@ impl Engine {
             if !adopted.flow_table_kept {
                 self.balancer.lose_flow_state("the flow table did not survive: counts of none prove nothing yet", now);
             }
-            for entry in self.balancer.services.iter().flat_map(|service| &service.backends) {
+            for entry in self.balancer.services.iter_mut().flat_map(|service| &mut service.backends) {
+                if !adopted.rows_kept {
+                    entry.carry_over();
+                }
                 if let Some(next_hop) = entry.next_hop {
                     self.known_hops.insert(entry.spec.address.ip, Some(next_hop));
                 }

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     control::{
         Error,
-        model::{Event, State, WaitFor, WaitResult},
+        model::{Event, EventKind, State, WaitFor, WaitResult},
         state::{
             Now, backend,
             balancer::{Balancer, Work},
@@ -246,15 +246,13 @@ impl Engine {
     }
 
     fn resolve(&mut self, update: NextHopUpdate) {
-        let mut updates = vec![update];
+        let mut news = HashMap::from([(update.address, update.next_hop)]);
         while let Ok(update) = self.next_hops.try_recv() {
-            updates.push(update);
+            news.insert(update.address, update.next_hop);
         }
         let now = self.now();
-        for update in updates {
-            self.known_hops.insert(update.address, update.next_hop);
-            self.balancer.next_hop(update.address, update.next_hop, now);
-        }
+        self.balancer.next_hops(&news, now);
+        self.known_hops.extend(news);
         self.cycle_and_log(false);
         self.follow_up_lazily();
     }
@@ -341,6 +339,10 @@ impl Engine {
     fn follow_up(&mut self) -> bool {
         let events = self.balancer.take_events();
         let changed = !events.is_empty();
+        let others = events.iter().any(|event| {
+            use EventKind::{BackendAdded, BackendRemoved, ServiceChanged, ServiceRemoved, Started};
+            matches!(event.kind, BackendAdded | BackendRemoved | ServiceChanged | ServiceRemoved | Started)
+        });
         for event in events {
             let event = Arc::new(event);
             if self.events.len() == EVENT_BACKLOG {
@@ -350,7 +352,7 @@ impl Engine {
             // Nobody listening is fine.
             let _ = self.subscribers.send(event);
         }
-        if changed {
+        if others {
             self.follow_addresses();
             self.follow_targets();
         }
@@ -359,8 +361,16 @@ impl Engine {
     }
 
     fn follow_up_lazily(&mut self) {
+        let last_told = self.events.back().map_or(0, |event| event.id);
         let changed = self.follow_up();
-        let delay = if changed { LAZY_SAVE } else { ROUTINE_SAVE };
+        // How a drain ended cannot be told again from the flow table.
+        let new = self.events.iter().rev().take_while(|event| event.id > last_told);
+        let urgent = new.into_iter().any(|event| event.kind == EventKind::DrainEnded);
+        let delay = match (urgent, changed) {
+            (true, _) => Duration::ZERO,
+            (false, true) => LAZY_SAVE,
+            (false, false) => ROUTINE_SAVE,
+        };
         let at = Instant::now() + delay;
         self.save_at = Some(self.save_at.map_or(at, |before| before.min(at)));
     }

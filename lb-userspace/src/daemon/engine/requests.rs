@@ -1,6 +1,6 @@
 //! What requests do.
 
-use std::time::Duration;
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use super::{Engine, Waiter};
 use crate::{
@@ -147,20 +147,39 @@ impl Engine {
         let address = spec.address.ip;
         let limits = self.datapath.limits();
         self.balancer.add_backend(service, spec, limits, now)?;
-        let (at, backend) = self.balancer.find_backend(service, &name)?;
-        let entry = &mut self.balancer.services[at].backends[backend];
-        let counted = self.slot_counts.get(&entry.slot).copied().unwrap_or_default();
-        entry.baseline = counted;
-        entry.counted = counted;
-        // Another service may have the same host.
-        if let Some(known) = self.known_hops.get(&address) {
-            self.balancer.next_hop(address, *known, now);
-        }
+        self.set_up(service, &[(name.clone(), address)])?;
         self.cycle(false).map_err(|error| {
             self.balancer.forget_backend(service, &name, now);
             self.undo(error)
         })?;
         self.backend_status(service, &name)
+    }
+
+    fn add_backends(&mut self, service: &str, specs: Vec<BackendSpec>) -> Result<(), Error> {
+        let now = self.now();
+        let hosts: Vec<(String, IpAddr)> = specs.iter().map(|spec| (spec.name.clone(), spec.address.ip)).collect();
+        self.balancer.add_backends(service, specs, self.datapath.limits(), now)?;
+        self.set_up(service, &hosts)
+    }
+
+    /// Gives new backends what is known already: where their rows' counters stand, and their hosts' next hops.
+    fn set_up(&mut self, service: &str, hosts: &[(String, IpAddr)]) -> Result<(), Error> {
+        let mut news = HashMap::new();
+        for (name, address) in hosts {
+            let (at, backend) = self.balancer.find_backend(service, name)?;
+            let entry = &mut self.balancer.services[at].backends[backend];
+            let counted = self.slot_counts.get(&entry.slot).copied().unwrap_or_default();
+            entry.baseline = counted;
+            entry.counted = counted;
+            if let Some(known) = self.known_hops.get(address) {
+                news.insert(*address, *known);
+            }
+        }
+        if !news.is_empty() {
+            let now = self.now();
+            self.balancer.next_hops(&news, now);
+        }
+        Ok(())
     }
 
     /// Takes back what could not be put into force, and says why.
@@ -197,7 +216,7 @@ impl Engine {
             if !dry_run {
                 self.take_step(step.command)?;
             }
-            report.changes.push(step.change);
+            report.changes.extend(step.changes);
         }
         if !dry_run {
             self.then_cycle(Ok(()))?;
@@ -211,7 +230,7 @@ impl Engine {
             Command::AddService(spec) => self.add_service(*spec).map(drop),
             Command::SetService(name, patch) => self.balancer.set_service(&name, *patch, now).map(drop),
             Command::RemoveService(name) => self.balancer.remove_service(&name, false, now),
-            Command::AddBackend(service, spec) => self.add_backend(&service, spec).map(drop),
+            Command::AddBackends(service, specs) => self.add_backends(&service, specs),
             Command::SetBackend(service, name, patch) => self.balancer.set_backend(&service, &name, &patch, now),
             Command::KeepBackend(service, name) => self.balancer.activate(&service, &name, now),
             Command::RemoveBackend(service, name) => self.balancer.remove_backend(&service, &name, false, now),
