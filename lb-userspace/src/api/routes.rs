@@ -33,6 +33,8 @@ use crate::{
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// Flows listed unless another number is asked for.
+const FLOWS_LISTED: usize = 1_000;
 /// The most flows one request lists.
 const FLOWS_LIMIT: usize = 1_000_000;
 
@@ -296,9 +298,10 @@ async fn wait(
 }
 
 async fn flows(State(engine): State<Handle>, Query(mut request): Query<FlowsRequest>) -> Result<Answer<Flows>> {
-    request.limit = request.limit.map(|limit| limit.min(FLOWS_LIMIT));
+    let limit = request.limit.unwrap_or(FLOWS_LISTED).min(FLOWS_LIMIT);
+    request.limit = Some(limit);
     let flows = engine.flows(request).await?;
-    Ok(Answer(Flows { flows }))
+    Ok(Answer(Flows { truncated: flows.len() >= limit, flows }))
 }
 
 async fn counters(State(engine): State<Handle>) -> Result<Answer<CountersView>> {

@@ -52,6 +52,8 @@ pub struct Drains {
 pub struct Flows {
     /// In no order.
     pub flows: Vec<FlowView>,
+    /// True when there were as many as were asked for: there may be more.
+    pub truncated: bool,
 }
 
 /// What happened.

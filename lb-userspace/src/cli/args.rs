@@ -151,7 +151,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|native|generic", value_parser = words(&MODES))]
     pub mode: Option<Mode>,
     /// Flows that can be tracked at once
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=67_108_864))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
     pub max_flows: Option<u32>,
     /// Serve metrics for Prometheus here, e.g. 127.0.0.1:9090
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
@@ -391,6 +391,6 @@ pub struct FlowsArgs {
     #[arg(value_name = "SERVICE[/BACKEND]")]
     pub scope: Option<FlowScope>,
     /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
 }

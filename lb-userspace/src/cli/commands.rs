@@ -1,5 +1,7 @@
 //! The commands that ask once and print the answer.
 
+use std::io::Write;
+
 use super::{
     args::{FlowsArgs, ServiceSettings},
     failure::{Exit, Failure},
@@ -29,7 +31,13 @@ pub(super) async fn status(service: Option<&str>, client: &Client, print: Printe
 pub(super) async fn flows(args: &FlowsArgs, client: &Client, print: Printer) -> Done {
     let scope = args.scope.as_ref().map(|scope| (scope.service.as_str(), scope.backend.as_deref()));
     let flows = client.flows(scope, args.limit).await?;
-    print.show(&flows, |out, Flows { flows }| show::flows(out, flows))?;
+    print.show(&flows, |out, Flows { flows, truncated }| {
+        show::flows(out, flows)?;
+        if *truncated {
+            writeln!(out, "there may be more: --limit shows them")?;
+        }
+        Ok(())
+    })?;
     Ok(Exit::Done)
 }
 
