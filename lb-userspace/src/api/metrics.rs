@@ -338,4 +338,28 @@ mod tests {
             assert!(page.lines().any(|candidate| candidate == line), "no {line} in\n{page}");
         }
     }
+
+    /// A metric that was renamed here and not there would be an alert that never comes.
+    #[test]
+    fn what_the_dashboard_and_the_alerts_ask_for_is_there() {
+        let drains = Drains::default();
+        let ended = r#"{"started_at":"2026-01-01T00:00:00Z","ended_at":"2026-01-01T00:00:09Z","outcome":"completed",
+            "initial_flows":5,"cut_flows":0}"#;
+        drains.count("web", &serde_json::from_str(ended).expect("a drain"));
+        let page = page(moment(), &drains).expect("writes");
+        let shipped = [
+            include_str!("../../../packaging/grafana/ebb.json"),
+            include_str!("../../../packaging/prometheus/ebb.rules.yml"),
+        ];
+        let mut names = std::collections::BTreeSet::new();
+        for text in shipped {
+            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            names.extend(words.filter(|word| word.starts_with("ebb_")));
+        }
+        assert!(names.len() > 10, "{names:?}");
+        for name in names {
+            let starts = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+            assert!(page.lines().any(starts), "no {name} in\n{page}");
+        }
+    }
 }
