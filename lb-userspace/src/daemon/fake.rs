@@ -42,6 +42,7 @@ pub(crate) struct Kernel {
     pub(crate) flows: Vec<FakeFlow>,
     pub(crate) counters: BTreeMap<BackendSlot, BackendCounters>,
     pub(crate) untracked: u64,
+    pub(crate) wiped: bool,
     /// The calls that change something, in order.
     pub(crate) calls: Vec<String>,
     /// Calls whose name is here fail.
@@ -251,7 +252,12 @@ impl Datapath for FakeDatapath {
         }
         let live = backends.values().map(BackendFlows::live).sum();
         let totals = FlowTotals { live, untracked: kernel.untracked, capacity: 1_024, ..FlowTotals::default() };
-        Ok(Sweep { begun_ns: now_ns, backends: backends.into_values().collect(), totals })
+        Ok(Sweep {
+            begun_ns: now_ns,
+            backends: backends.into_values().collect(),
+            totals,
+            wiped: std::mem::take(&mut kernel.wiped),
+        })
     }
 
     fn purge(&mut self, slot: BackendSlot, generation: u32) -> Result<u64, DatapathError> {

@@ -29,6 +29,11 @@ pub(crate) const OUTCOME_STRIDE: u32 = 64;
 
 const _: () = assert!(lb_common::outcome::OUTCOMES <= OUTCOME_STRIDE);
 
+/// Rows of the flow table's map behind those of its entries: one, see [`Maps::flows_were_wiped`].
+const WATCH_ROWS: u32 = 1;
+/// What the watch row says as long as nobody has wiped the map ("ebb flow" in ASCII).
+const WATCH: u64 = 0x6562_6220_666c_6f77;
+
 /// How large the maps are to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -46,7 +51,7 @@ impl Sizes {
             map_name::SERVICES => self.services,
             map_name::BACKENDS => self.backends,
             map_name::RINGS => ring_store::MAPS_PER_SERVICE * self.services,
-            map_name::FLOWS => self.flow_slots,
+            map_name::FLOWS => self.flow_slots.checked_add(WATCH_ROWS)?,
             map_name::STATS => self.cpus.checked_mul(self.backends)?,
             map_name::OUTCOMES => self.cpus.checked_mul(OUTCOME_STRIDE)?,
             _ => return None,
@@ -77,11 +82,12 @@ impl Maps {
         let flows = mapped::<FlowEntry>(pins, map_name::FLOWS)?;
         let backends = mapped::<Backend>(pins, map_name::BACKENDS)?;
         if fresh {
-            let settings = first_settings(flows.rows(), backends.rows()).opening(|| "cannot draw secrets".into())?;
+            let flow_slots = flows.rows().saturating_sub(WATCH_ROWS);
+            let settings = first_settings(flow_slots, backends.rows()).opening(|| "cannot draw secrets".into())?;
             control.write(0, &settings);
         }
         let settings = control.read(0).unwrap_or(Control::zeroed());
-        Ok(Self {
+        let maps = Self {
             control,
             vips: mapped(pins, map_name::VIPS)?,
             services: mapped(pins, map_name::SERVICES)?,
@@ -93,13 +99,29 @@ impl Maps {
             outcomes: mapped(pins, map_name::OUTCOMES)?,
             cpus,
             settings,
-        })
+        };
+        if fresh {
+            maps.flows_were_wiped();
+        }
+        Ok(maps)
+    }
+
+    /// Whether the flow table lost its entries, by another hand than the daemon's or the packet path's, since this was
+    /// asked last. Told by a row behind the last entry, where no packet comes; a table made without one cannot tell.
+    pub(crate) fn flows_were_wiped(&self) -> bool {
+        let watch = self.flows.row(self.settings.flow_slots).and_then(|row| row.last());
+        watch.is_some_and(|watch| watch.swap(WATCH, Ordering::Relaxed) != WATCH)
+    }
+
+    /// Entries of the flow table.
+    pub(crate) fn flow_slots(&self) -> u32 {
+        self.settings.flow_slots
     }
 
     /// The flow table.
     pub(crate) fn flow_table(&self) -> flows::Table<'_> {
         flows::Table {
-            view: flows::View::new(self.flows.words()),
+            view: flows::View::new(self.flows.words(), self.settings.flow_slots),
             geometry: self.settings.geometry(),
             keys: &self.settings.table_keys,
         }

@@ -240,6 +240,8 @@ pub struct Sweep {
     pub backends: Vec<BackendFlows>,
     /// The whole table.
     pub totals: FlowTotals,
+    /// Somebody has wiped the table since the last look: a backend that is missing proves nothing.
+    pub wiped: bool,
 }
 
 /// What a cut did.

@@ -264,7 +264,7 @@ impl EbpfDatapath {
         let mut totals = FlowTotals {
             untracked: self.maps.outcome(Outcome::Untracked as u32),
             // The reverse of `flow_table::slots_for`.
-            capacity: u64::from(self.maps.flows.rows()) * 100 / 122,
+            capacity: u64::from(self.maps.flow_slots()) * 100 / 122,
             ..FlowTotals::default()
         };
         let mut backends = Vec::new();
@@ -283,7 +283,7 @@ impl EbpfDatapath {
                 oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
             });
         }
-        Sweep { begun_ns: now_ns, backends, totals }
+        Sweep { begun_ns: now_ns, backends, totals, wiped: self.maps.flows_were_wiped() }
     }
 
     /// Marks flows cut, then (when no packet in flight can still be changing them) tells both their ends.

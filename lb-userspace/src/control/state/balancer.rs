@@ -351,6 +351,9 @@ impl Balancer {
             self.lose_flow_state("the flow table is full: new flows are steered by the hash alone", now);
         }
         self.untracked = Some(sweep.totals.untracked);
+        if sweep.wiped {
+            self.lose_flow_state("the flow table was wiped", now);
+        }
         let by_slot: HashMap<_, _> =
             sweep.backends.iter().map(|flows| ((flows.slot, flows.generation), *flows)).collect();
         for at in 0..self.services.len() {

@@ -129,7 +129,8 @@ impl World {
             closing: 3,
             oldest_ns: Some(self.now.mono_ns),
         });
-        let sweep = Sweep { begun_ns: self.now.mono_ns, backends: backends.collect(), totals: FlowTotals::default() };
+        let (backends, totals) = (backends.collect(), FlowTotals::default());
+        let sweep = Sweep { begun_ns: self.now.mono_ns, backends, totals, wiped: false };
         self.balancer.look(&sweep, self.now);
         self.balancer.tick(self.now);
         for work in self.balancer.take_work() {

@@ -388,6 +388,23 @@ async fn a_full_flow_table_holds_drains_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wiped_flow_table_holds_drains_open() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(1_000)).await.expect("a drain");
+    {
+        let mut kernel = rig.kernel();
+        kernel.flows.clear();
+        kernel.wiped = true;
+    }
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining, "none are seen, but none is not known");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Drained);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_reboot_the_wall_clock_decides() {
     let rig = three().await;
     let now_ns = rig.clock.now().mono_ns;

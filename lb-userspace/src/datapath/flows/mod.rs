@@ -47,9 +47,10 @@ pub(crate) struct View<'a> {
 pub(crate) struct Slot<'a>(&'a [AtomicU64; WORDS]);
 
 impl<'a> View<'a> {
-    /// A view of the words of the table's map.
-    pub(crate) fn new(words: &'a [AtomicU64]) -> Self {
-        Self { entries: words.as_chunks().0 }
+    /// A view of the first `slots` entries in the words of the table's map.
+    pub(crate) fn new(words: &'a [AtomicU64], slots: u32) -> Self {
+        let entries: &[_] = words.as_chunks().0;
+        Self { entries: entries.get(..slots as usize).unwrap_or(entries) }
     }
 
     fn iter(self) -> impl Iterator<Item = (u32, Slot<'a>)> {

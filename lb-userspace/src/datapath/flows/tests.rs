@@ -35,7 +35,7 @@ impl Memory {
     }
 
     fn table(&self) -> Table<'_> {
-        Table { view: View::new(&self.words), geometry: self.geometry, keys: &self.keys }
+        Table { view: View::new(&self.words, self.geometry.slots), geometry: self.geometry, keys: &self.keys }
     }
 
     fn home(&self, key: &FlowKey) -> u32 {
