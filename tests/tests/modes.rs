@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ebb_tests::{
-    lab::{Arms, Family},
+    lab::{Arms, Family, Plan, ip},
     scene::{Forward, SOON, Scene, Setting},
     traffic::{Closer, Connection, Conversation, End, Fault, last_end},
     verdict::END_SLACK,
@@ -36,6 +36,11 @@ fn carries_all_sizes(scene: &Scene) -> Result<()> {
 
 fn carries_datagrams(scene: &Scene) -> Result<()> {
     scene.add_service("dns", 1, 53, "udp", &[])?;
+    if scene.setting.forward == Forward::Tunnel {
+        // A packet that does not fit the tunnel and may be fragmented is refused: such paths need a smaller MTU.
+        let (vip, via) = (scene.vip(1, 53).ip(), Plan::balancer(scene.setting.family));
+        ip(Some(&scene.lab.client), &format!("route change {vip} via {via} mtu 1400"))?;
+    }
     // The longer ones travel in fragments.
     for len in [64, 3_000] {
         let group = scene.client.datagrams_of(len, scene.vip(1, 53), 30, Duration::from_millis(20));

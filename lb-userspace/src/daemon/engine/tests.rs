@@ -398,9 +398,9 @@ async fn a_wiped_flow_table_holds_drains_open() {
         kernel.flows.clear();
         kernel.wiped = true;
     }
-    tokio::time::sleep(Duration::from_secs(300)).await;
+    tokio::time::sleep(Duration::from_mins(5)).await;
     assert_eq!(get(&rig, 1).await.state, State::Draining, "none are seen, but none is not known");
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     assert_eq!(get(&rig, 1).await.state, State::Drained);
 }
 
