@@ -172,6 +172,9 @@ fn balance(packet: &Packet, control: &Control, ip: &Ip) -> Result<Sent, Outcome>
     let service = SERVICES.get(slot).ok_or(Outcome::NotForService)?;
     let arrival = Arrival { packet, ip, ports, control, service_slot: slot, service, now_ns: clock(control) };
     let decision = if ip.protocol == protocol::UDP {
+        if !parse::is_datagram(packet, ip) {
+            return Err(Outcome::DroppedMalformed);
+        }
         track::datagram(&arrival)?
     } else {
         let segment = parse::segment(packet, ip)?;

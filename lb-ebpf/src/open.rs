@@ -92,7 +92,7 @@ pub extern "C" fn ebb_record() -> u32 {
     let (Some(scratch), Some(control)) = (scratch::row(), CONTROL.get(0)) else { return 0 };
     let request = &scratch.request;
     let key = FlowKey::new(request.client, request.ports as u16, request.service as u16);
-    let place = Place::of(control, key);
+    let place = Place { key, geometry: control.geometry(), home: scratch.new.home, share: 0 };
     let index = record(&place, &scratch.new, &scratch.init);
     let decision = &mut scratch.decision;
     let Some(entry) = FlowMap.at(index) else {

@@ -128,6 +128,15 @@ pub fn ports(packet: &Packet, ip: &Ip) -> Option<u32> {
     Some(packet.window::<4>(ip.payload)?.get::<u32, 0>())
 }
 
+/// Whether a datagram's own length agrees with the packet's: a whole one's header and data lie within it.
+#[inline(always)]
+pub fn is_datagram(packet: &Packet, ip: &Ip) -> bool {
+    let Some(udp) = packet.window::<8>(ip.payload) else { return false };
+    let len = u16::from_be(udp.get::<u16, 4>()) as usize;
+    let in_packet = ip.len.wrapping_sub(ip.payload - ip.offset);
+    len >= 8 && in_packet >= 8 && in_packet <= 0xffff && (len <= in_packet || !ip.fragment.is(Part::Whole))
+}
+
 /// Reads a TCP segment's numbers; `Err` if its header contradicts the packet.
 #[inline(always)]
 pub fn segment(packet: &Packet, ip: &Ip) -> Result<Segment, Outcome> {

@@ -49,6 +49,8 @@ pub struct Decision {
 pub struct New {
     /// The home's `hop` when the look-up missed, or before the entry that is replaced was found.
     pub hop: u64,
+    /// The flow's home.
+    pub home: u32,
     /// Entry that it takes the place of, or [`NONE`].
     pub replaces: u32,
     /// Flags of the new entry.

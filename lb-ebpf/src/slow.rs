@@ -80,8 +80,8 @@ impl Slow<'_> {
         }
         let hop = self.hop();
         match self.place.main() {
-            Lookup::Missing { hop } => Ok(opening(New { hop, replaces: NONE, flags: 0 })),
-            Lookup::Found { index, .. } => Ok(opening(New { hop, replaces: index, flags: 0 })),
+            Lookup::Missing { hop } => Ok(opening(New { hop, home: self.place.home, replaces: NONE, flags: 0 })),
+            Lookup::Found { index, .. } => Ok(opening(New { hop, home: self.place.home, replaces: index, flags: 0 })),
         }
     }
 
@@ -102,10 +102,14 @@ impl Slow<'_> {
         match self.place.main() {
             Lookup::Found { index, meta } if segment.opens() => self.syn_on_known(hop, index, meta),
             Lookup::Found { index, meta } => self.on_known(index, meta),
-            Lookup::Missing { hop } if segment.opens() => Ok(opening(New { hop, replaces: NONE, flags: 0 })),
+            Lookup::Missing { hop } if segment.opens() => {
+                Ok(opening(New { hop, home: self.place.home, replaces: NONE, flags: 0 }))
+            }
             // Not enough to make a flow of, and a handshake is never begun by a SYN with an ACK.
             Lookup::Missing { .. } if segment.has(flag::SYN | flag::RST) => self.stateless(),
-            Lookup::Missing { hop } => Ok(opening(New { hop, replaces: NONE, flags: flow_flag::PROVISIONAL })),
+            Lookup::Missing { hop } => {
+                Ok(opening(New { hop, home: self.place.home, replaces: NONE, flags: flow_flag::PROVISIONAL }))
+            }
         }
     }
 
@@ -190,7 +194,7 @@ impl Slow<'_> {
             Phase::Established | Phase::HalfClosed if kept && !is_finished(meta.flags()) => {
                 self.candidate(hop, entry, meta)
             }
-            _ => Ok(opening(New { hop, replaces: index, flags: 0 })),
+            _ => Ok(opening(New { hop, home: self.place.home, replaces: index, flags: 0 })),
         }
     }
 
@@ -213,7 +217,7 @@ impl Slow<'_> {
         };
         // The time of the established flow's last packet stays: this was not one of its own.
         main.touch(meta, meta.flags() | flow_flag::TWIN, meta.last_seen());
-        Ok(opening(New { hop, replaces, flags: flow_flag::CANDIDATE }))
+        Ok(opening(New { hop, home: self.place.home, replaces, flags: flow_flag::CANDIDATE }))
     }
 
     /// Which of the two entries of a tuple the segment belongs to.
@@ -248,7 +252,7 @@ impl Slow<'_> {
     }
 }
 
-const NOTHING_NEW: New = New { hop: 0, replaces: NONE, flags: 0 };
+const NOTHING_NEW: New = New { hop: 0, home: 0, replaces: NONE, flags: 0 };
 
 #[inline(always)]
 fn opening(new: New) -> Plan {

@@ -17,7 +17,7 @@ use crate::{
     log, open,
     packet::Packet,
     parse::Ip,
-    scratch::{self, Decision, Request},
+    scratch::{self, Decision, NONE, New, Request, Scratch},
     slow, steer,
 };
 
@@ -78,38 +78,62 @@ impl Place {
 #[inline(always)]
 pub fn datagram(arrival: &Arrival<'_>) -> Result<Decision, Outcome> {
     const NONE_OF_TCP: Segment = Segment { seq: 0, ack: 0, len: 0, flags: 0 };
-    if arrival.service.flags & service_flag::PER_DATAGRAM == 0
-        && let Some((index, meta, entry)) = kept(arrival)
-    {
-        entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED, time::ticks(arrival.now_ns));
-        return Ok(forwarded(entry.backend(), index));
+    if arrival.service.flags & service_flag::PER_DATAGRAM != 0 {
+        return hand_over(arrival, NONE_OF_TCP);
     }
-    hand_over(arrival, NONE_OF_TCP)
+    let place = arrival.place();
+    match place.main() {
+        Lookup::Missing { hop } => {
+            open_new(arrival, NONE_OF_TCP, New { hop, home: place.home, replaces: NONE, flags: 0 })
+        }
+        Lookup::Found { index, meta } => match kept(arrival, &place, index, meta) {
+            Some(entry) => {
+                entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED, time::ticks(arrival.now_ns));
+                Ok(forwarded(entry.backend(), index))
+            }
+            None => hand_over(arrival, NONE_OF_TCP),
+        },
+    }
 }
 
 /// A TCP segment.
 #[inline(always)]
 pub fn segment(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcome> {
-    if !segment.opens()
-        && let Some((index, meta, entry)) = kept(arrival)
-        && !meta.any(flow_flag::TWIN)
-    {
-        follow(arrival.control, entry, meta, segment, time::ticks(arrival.now_ns));
-        return Ok(forwarded(entry.backend(), index));
+    let place = arrival.place();
+    match place.main() {
+        Lookup::Missing { hop } => {
+            let opens = segment.opens();
+            if !opens && segment.has(flag::SYN | flag::RST) {
+                return hand_over(arrival, segment);
+            }
+            let flags = if opens { 0 } else { flow_flag::PROVISIONAL };
+            open_new(arrival, segment, New { hop, home: place.home, replaces: NONE, flags })
+        }
+        Lookup::Found { index, meta } => match kept(arrival, &place, index, meta) {
+            Some(entry) if !segment.opens() && !meta.any(flow_flag::TWIN) => {
+                follow(arrival.control, entry, meta, segment, time::ticks(arrival.now_ns));
+                Ok(forwarded(entry.backend(), index))
+            }
+            _ => hand_over(arrival, segment),
+        },
     }
-    hand_over(arrival, segment)
 }
 
-/// The flow's entry, if its backend takes the flow's packets.
+impl Arrival<'_> {
+    #[inline(always)]
+    fn place(&self) -> Place {
+        let key = FlowKey::new(self.ip.source, self.ports as u16, self.service_slot as u16);
+        Place::of(self.control, key)
+    }
+}
+
+/// A flow's entry, if its backend takes the flow's packets.
 #[inline(always)]
-fn kept(arrival: &Arrival<'_>) -> Option<(u32, Meta, FlowRef)> {
-    let key = FlowKey::new(arrival.ip.source, arrival.ports as u16, arrival.service_slot as u16);
-    let place = Place::of(arrival.control, key);
-    let Lookup::Found { index, meta } = place.main() else { return None };
+fn kept(arrival: &Arrival<'_>, place: &Place, index: u32, meta: Meta) -> Option<FlowRef> {
     let entry = FlowMap.at(index)?;
     let backend = steer::row(entry.backend())?;
     let kept = backend.keeps(entry.generation(), false, place.share, arrival.now_ns) == Keep::Forward;
-    (kept && !meta.any(flow_flag::CUT)).then_some((index, meta, entry))
+    (kept && !meta.any(flow_flag::CUT)).then_some(entry)
 }
 
 #[inline(always)]
@@ -129,11 +153,11 @@ pub fn follow(control: &Control, entry: FlowRef, meta: Meta, segment: Segment, n
     }
 }
 
-/// Lets the slow path decide.
+/// Writes the packet down for the functions that take it on.
 #[inline(always)]
-fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcome> {
-    let (source_mac, own_mac) = arrival.packet.macs().ok_or(Outcome::DroppedMalformed)?;
-    let scratch = scratch::row().ok_or(Outcome::DroppedMalformed)?;
+fn write_down(arrival: &Arrival<'_>, segment: Segment) -> Option<&'static mut Scratch> {
+    let (source_mac, own_mac) = arrival.packet.macs()?;
+    let scratch = scratch::row()?;
     scratch.request = Request {
         client: arrival.ip.source,
         now_ns: arrival.now_ns,
@@ -144,13 +168,33 @@ fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcom
         service: arrival.service_slot,
         segment,
     };
-    match slow::ebb_slow() {
-        slow::DECIDED => {}
-        slow::OPEN if open::open().is_some() => {}
-        _ => {
-            log::ebb_log(Outcome::DroppedNoBackend as u32);
-            return Err(Outcome::DroppedNoBackend);
-        }
+    Some(scratch)
+}
+
+/// Opens a flow that the table does not have.
+#[inline(always)]
+fn open_new(arrival: &Arrival<'_>, segment: Segment, new: New) -> Result<Decision, Outcome> {
+    write_down(arrival, segment).ok_or(Outcome::DroppedMalformed)?.new = new;
+    opened(open::open().is_some())
+}
+
+/// Lets the slow path decide.
+#[inline(always)]
+fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcome> {
+    write_down(arrival, segment).ok_or(Outcome::DroppedMalformed)?;
+    opened(match slow::ebb_slow() {
+        slow::DECIDED => true,
+        slow::OPEN => open::open().is_some(),
+        _ => false,
+    })
+}
+
+/// The decision in the scratch row, if some backend takes the packet.
+#[inline(always)]
+fn opened(taken: bool) -> Result<Decision, Outcome> {
+    if !taken {
+        log::ebb_log(Outcome::DroppedNoBackend as u32);
+        return Err(Outcome::DroppedNoBackend);
     }
     let scratch = scratch::row().ok_or(Outcome::DroppedMalformed)?;
     let outcome = scratch.decision.outcome;

@@ -16,6 +16,9 @@ pub fn coarse_ns() -> u64 {
 }
 
 /// How the kernel's jiffies relate to its coarse clock.
+///
+/// Once known this holds: with high-resolution timers jiffies are counted off `CLOCK_MONOTONIC` itself, one for each
+/// `TICK_NSEC` that it has advanced, corrections by NTP included (`tick_do_update_jiffies64`, kernel/time/tick-sched.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Jiffies {
     /// Length of a jiffy, ns.
@@ -63,8 +66,10 @@ fn relate(first: Sample, last: Sample) -> Option<Jiffies> {
         return None;
     }
     let measured = ns / ticks;
-    let jiffy_ns =
-        RATES.map(|rate| 1_000_000_000 / rate).into_iter().min_by_key(|&j| measured.abs_diff(u64::from(j)))?;
+    let jiffy_ns = RATES
+        .map(|rate| (1_000_000_000 + rate / 2) / rate)
+        .into_iter()
+        .min_by_key(|&j| measured.abs_diff(u64::from(j)))?;
     // The next rate is never nearer than 2 %.
     if measured.abs_diff(u64::from(jiffy_ns)) > u64::from(jiffy_ns) / 100 {
         return None;
