@@ -3,9 +3,15 @@
 //!
 //! Labels are names that the operator chose and words from fixed lists; no address and no flow ever becomes one.
 
-use std::{fmt, future::Future, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, fmt, future::Future, net::SocketAddr, sync::Arc};
 
-use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, header},
+    response::IntoResponse,
+    routing::get,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
@@ -30,6 +36,8 @@ const STATES: [BackendState; 6] = [
     BackendState::Unhealthy,
     BackendState::UnhealthyDraining,
 ];
+/// For scrapers that do not ask for OpenMetrics.
+const OLDER_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the specification of OpenMetrics asks to be sent.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -49,13 +57,34 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-async fn scrape(State(state): State<Arc<(Handle, Drains)>>) -> Result<impl IntoResponse, ApiError> {
+async fn scrape(State(state): State<Arc<(Handle, Drains)>>, headers: HeaderMap) -> Result<impl IntoResponse, ApiError> {
     let (engine, drains) = &*state;
     let moment = Moment { status: engine.status(None).await?, counters: engine.counters().await? };
     let page = page(moment, drains).map_err(|error| {
         ApiError::new(super::error::Kind::Internal, format!("the metrics cannot be written: {error}"))
     })?;
-    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], page))
+    let accepted = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accepted.contains("application/openmetrics-text") {
+        return Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], page));
+    }
+    Ok(([(header::CONTENT_TYPE, OLDER_CONTENT_TYPE)], older_format(&page)))
+}
+
+/// The text format that came before OpenMetrics: counters carry their suffix in the comments too, and nothing marks the end.
+fn older_format(page: &str) -> String {
+    let counters: HashSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut older = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words.as_slice() {
+            ["#", what, name, rest] if counters.contains(name) => {
+                older.extend(["# ", *what, " ", *name, "_total ", *rest, "\n"]);
+            }
+            _ => older.extend([line, "\n"]),
+        }
+    }
+    older
 }
 
 fn page(moment: Moment, drains: &Drains) -> Result<String, fmt::Error> {
@@ -269,8 +298,9 @@ impl Moment {
         for interface in &self.status.datapath.interfaces {
             gauge(&mut metric, &[("interface", interface.name.as_str()), ("mode", interface.mode.as_str())], 1)?;
         }
-        let mut metric = encoder.encode_descriptor("build", "This build", None, MetricType::Info)?;
-        metric.encode_info(&[("version", env!("CARGO_PKG_VERSION"))])
+        // An info metric would be neater, but what reads the older text format does not know the type.
+        let mut metric = encoder.encode_descriptor("build_info", "This build", None, MetricType::Gauge)?;
+        gauge(&mut metric, &[("version", env!("CARGO_PKG_VERSION"))], 1)
     }
 }
 
@@ -288,78 +318,4 @@ fn gauge<const N: usize>(metric: &mut MetricEncoder<'_>, labels: &[(&str, &str);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn moment() -> Moment {
-        let status = r#"{"services":[{"name":"web","vip":"10.0.0.100:80/tcp","forward":"dsr","drain_timeout_s":300,
-            "on_drain_timeout":"reset","backends":[{"name":"web-1","address":"10.0.0.11","weight":1,"state":"draining",
-            "reason":"asked","since":"2026-01-01T00:00:00Z","removing":false,"active_flows":7,"new_flows_total":9,
-            "packets_total":100,"bytes_total":6400,"drain":{"started_at":"2026-01-01T00:00:00Z","deadline":null,
-            "remaining_s":41.5,"initial_flows":9,"remaining_flows":7,"on_timeout":"reset","idle_flows":0,
-            "oldest_flow_s":null,"rate_per_s":null,"estimate_s":null},"last_drain":null}]}],
-            "datapath":{"interfaces":[{"name":"eth0","mode":"native"}],
-            "flows":{"live":7,"opening":1,"closing":2,"untracked":0,"capacity":65536}}}"#;
-        Moment {
-            status: serde_json::from_str(status).expect("a status"),
-            counters: serde_json::from_str(r#"{"outcomes":[{"name":"forwarded","packets":100}]}"#).expect("counters"),
-        }
-    }
-
-    #[test]
-    fn a_page_has_what_a_dashboard_needs() {
-        let drains = Drains::default();
-        drains.count(
-            "web",
-            &LastDrain {
-                started_at: "2026-01-01T00:00:00Z".parse().expect("a time"),
-                ended_at: "2026-01-01T00:00:09Z".parse().expect("a time"),
-                outcome: Outcome::Deadline,
-                initial_flows: 5,
-                cut_flows: 2,
-                idle_flows: 0,
-            },
-        );
-        let page = page(moment(), &drains).expect("writes");
-        for line in [
-            r#"ebb_backend_active_flows{service="web",backend="web-1"} 7"#,
-            r#"ebb_backend_bytes_total{service="web",backend="web-1"} 6400"#,
-            r#"ebb_backend_state{service="web",backend="web-1",state="draining"} 1"#,
-            r#"ebb_service_active_backends{service="web"} 0"#,
-            r#"ebb_drain_remaining_seconds{service="web",backend="web-1"} 41.5"#,
-            r#"ebb_packets_total{outcome="forwarded"} 100"#,
-            r#"ebb_flows{state="closing"} 2"#,
-            r#"ebb_drains_total{service="web",outcome="deadline"} 1"#,
-            r#"ebb_drain_cut_flows_total{service="web"} 2"#,
-            r#"ebb_drain_duration_seconds_bucket{le="10.0",service="web"} 1"#,
-            r#"ebb_interface{interface="eth0",mode="native"} 1"#,
-            "# EOF",
-        ] {
-            assert!(page.lines().any(|candidate| candidate == line), "no {line} in\n{page}");
-        }
-    }
-
-    /// A metric that was renamed here and not there would be an alert that never comes.
-    #[test]
-    fn what_the_dashboard_and_the_alerts_ask_for_is_there() {
-        let drains = Drains::default();
-        let ended = r#"{"started_at":"2026-01-01T00:00:00Z","ended_at":"2026-01-01T00:00:09Z","outcome":"completed",
-            "initial_flows":5,"cut_flows":0}"#;
-        drains.count("web", &serde_json::from_str(ended).expect("a drain"));
-        let page = page(moment(), &drains).expect("writes");
-        let shipped = [
-            include_str!("../../../packaging/grafana/ebb.json"),
-            include_str!("../../../packaging/prometheus/ebb.rules.yml"),
-        ];
-        let mut names = std::collections::BTreeSet::new();
-        for text in shipped {
-            let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            names.extend(words.filter(|word| word.starts_with("ebb_")));
-        }
-        assert!(names.len() > 10, "{names:?}");
-        for name in names {
-            let starts = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-            assert!(page.lines().any(starts), "no {name} in\n{page}");
-        }
-    }
-}
+mod tests;
