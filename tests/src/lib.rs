@@ -1,6 +1,7 @@
 //! Ebb's test bench: labs made of network namespaces, programs that make real traffic in them, and
 //! accounts of what happened to it.
 
+pub mod bench;
 pub mod lab;
 pub mod packets;
 pub mod rig;

@@ -24,6 +24,7 @@ const STEPS: &[Step] = &[
     ("licences and sources", deny_if_installed),
     ("documentation", documentation),
     ("tests", || test::test(&test::TestOptions::default())),
+    ("benchmark, to see that it runs", || test::bench(&["--quick".into()])),
     ("demo", || test::demo(&[])),
 ];
 
@@ -57,8 +58,9 @@ pub(crate) fn ci() -> Result<()> {
 /// All targets but the eBPF program itself, which has no `main` on the host.
 fn lint_host() -> Result<()> {
     let deny = ["--", "-D", "warnings"];
-    command::run(cargo().args(["clippy", "--workspace", "--exclude", "lb-ebpf"]).arg("--all-targets").args(deny))?;
-    command::run(cargo().args(["clippy", "-p", "lb-ebpf", "--lib", "--tests"]).args(deny))
+    let host = ["clippy", "--workspace", "--exclude", "lb-ebpf", "--exclude", "ebb-tests-ebpf"];
+    command::run(cargo().args(host).arg("--all-targets").args(deny))?;
+    command::run(cargo().args(["clippy", "-p", "lb-ebpf", "-p", "ebb-tests-ebpf", "--lib", "--tests"]).args(deny))
 }
 
 /// The eBPF program for the target it is built for, with the compiler it is built with.
@@ -78,7 +80,7 @@ fn lint_ebpf() -> Result<()> {
     let flags = format!("--cfg=bpf_target_arch=\"{}\"\x1f-Dwarnings", std::env::consts::ARCH);
     let build = ["-Z", "build-std=core", "--target", "bpfel-unknown-none"];
     command::run(
-        clippy(&["-p", "lb-ebpf", "--bins", "--release"])
+        clippy(&["-p", "lb-ebpf", "-p", "ebb-tests-ebpf", "--bins", "--release"])
             .args(build)
             .arg("--target-dir")
             .arg(test::target_directory()?.join("ebpf-clippy"))
@@ -110,7 +112,10 @@ fn deny_with(program: &Path) -> Result<()> {
 
 /// The documentation of every library and program, with dead links as errors.
 fn documentation() -> Result<()> {
-    for packages in [&["--workspace", "--exclude", "lb-ebpf"] as &[&str], &["-p", "lb-ebpf", "--lib"]] {
+    for packages in [
+        &["--workspace", "--exclude", "lb-ebpf", "--exclude", "ebb-tests-ebpf"] as &[&str],
+        &["-p", "lb-ebpf", "-p", "ebb-tests-ebpf", "--lib"],
+    ] {
         let mut doc = cargo();
         command::run(doc.args(["doc", "--no-deps"]).args(packages).env("RUSTDOCFLAGS", "-D warnings"))?;
     }

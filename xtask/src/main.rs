@@ -40,6 +40,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure the XDP program beside a conventional balancer, in release mode (as root)
+    Bench {
+        /// Passed on to the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Everything that must hold before a change lands; what .ci/run calls
     Ci,
     /// Check licences and sources of the dependencies; builds cargo-deny the first time
@@ -63,6 +69,7 @@ fn run(task: Task) -> Result<()> {
         Task::Setup { build_only } => setup::setup(build_only),
         Task::Test(options) => test::test(&options),
         Task::Demo { arguments } => test::demo(&arguments),
+        Task::Bench { arguments } => test::bench(&arguments),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
         Task::Dist => dist::dist(),

@@ -132,6 +132,14 @@ pub(crate) fn demo(arguments: &[OsString]) -> Result<()> {
     command::run(Command::new(demo).args(arguments).env(BINARY_VARIABLE, binary))
 }
 
+/// Sets up, builds in release mode and runs the benchmark with `arguments`.
+pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
+    setup::ensure(setup::Needs::Lab)?;
+    command::run(cargo().args(["build", "--release", "-p", "ebb-tests", "--bin", "ebb-bench"]))?;
+    let bench = target_directory()?.join("release/ebb-bench");
+    command::run(Command::new(bench).args(arguments))
+}
+
 /// How to compile.
 #[derive(Clone, Copy)]
 pub(crate) enum Profile {

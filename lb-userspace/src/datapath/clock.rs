@@ -20,11 +20,11 @@ pub fn coarse_ns() -> u64 {
 /// Once known this holds: with high-resolution timers jiffies are counted off `CLOCK_MONOTONIC` itself, one for each
 /// `TICK_NSEC` that it has advanced, corrections by NTP included (`tick_do_update_jiffies64`, kernel/time/tick-sched.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Jiffies {
+pub struct Jiffies {
     /// Length of a jiffy, ns.
-    pub(super) jiffy_ns: u32,
+    pub jiffy_ns: u32,
     /// Coarse time at jiffy 0, ns, modulo 2^64.
-    pub(super) offset_ns: u64,
+    pub offset_ns: u64,
 }
 
 /// Both clocks at one moment.
@@ -40,7 +40,7 @@ const RATES: [u32; 7] = [100, 128, 250, 256, 300, 1000, 1024];
 const SPAN: Duration = Duration::from_millis(120);
 
 /// Measures by two runs of the program `ebb_clock`. `None` if it cannot be told: then the packet path asks the coarse clock.
-pub(super) fn jiffies(ebpf: &mut Ebpf) -> Option<Jiffies> {
+pub fn jiffies(ebpf: &mut Ebpf) -> Option<Jiffies> {
     let program: &mut Xdp = ebpf.program_mut("ebb_clock")?.try_into().ok()?;
     program.load().ok()?;
     let first = sample(program)?;

@@ -24,7 +24,10 @@ use lb_common::{
     ring::{Published, RingSlot},
     service::{Service, VIP_PROBES, VipEntry, vip_kind},
 };
-use lb_userspace::datapath::object::OBJECT;
+use lb_userspace::datapath::{
+    clock::{self as kernel_clock, Jiffies},
+    object::OBJECT,
+};
 
 pub use self::{
     cell::{CLIENT_MAC, Cell, MODES, Mode, OWN_MAC, PROTOCOLS, Protocol, backend_mac},
@@ -103,6 +106,7 @@ pub struct Rig {
     stats: Mapped<BackendStats>,
     outcomes: Mapped<u64>,
     rings: HashMap<u32, Mapped<u64>>,
+    jiffies: Option<Jiffies>,
     ebpf: Ebpf,
 }
 
@@ -125,6 +129,7 @@ impl Rig {
         let mut ebpf = loader.load(OBJECT).context("load the eBPF object (needs root and a kernel with BTF)")?;
         let program: &mut Xdp = ebpf.program_mut("ebb_xdp").context("the object has no ebb_xdp")?.try_into()?;
         program.load().context("the verifier refuses ebb_xdp")?;
+        let jiffies = kernel_clock::jiffies(&mut ebpf);
         let mut rig = Self {
             sizes,
             services: view(&ebpf, map_name::SERVICES)?,
@@ -136,6 +141,7 @@ impl Rig {
             stats: view(&ebpf, map_name::STATS)?,
             outcomes: view(&ebpf, map_name::OUTCOMES)?,
             rings: HashMap::new(),
+            jiffies,
             ebpf,
         };
         rig.reset();
@@ -158,11 +164,10 @@ impl Rig {
                 vips: u64::from(self.sizes.vips - 1),
                 vip_seeds: [VIP_SEED, VIP_SEED],
                 flags: 0,
+                jiffy_ns: self.jiffies.map_or(0, |found| found.jiffy_ns),
+                jiffies_offset_ns: self.jiffies.map_or(0, |found| found.offset_ns),
                 flow_slots: self.sizes.flow_slots,
                 backend_slots: self.sizes.backends,
-                // No measured clock: the program asks the kernel.
-                jiffy_ns: 0,
-                jiffies_offset_ns: 0,
                 pad: bytemuck::Zeroable::zeroed(),
                 table_keys: std::array::from_fn(|i| hash::mix(i as u64 + 77)),
             },
