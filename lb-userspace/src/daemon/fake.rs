@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Kernel {
     pub(crate) failing: BTreeSet<&'static str>,
     /// A packet in flight opens this flow while a grace period is waited for.
     pub(crate) in_flight: Option<FakeFlow>,
+    /// So many more calls are made; at the next one the daemon dies, as by `kill -9`.
+    pub(crate) calls_left: Option<usize>,
     /// Pins are gone: the next engine finds nothing.
     pub(crate) pins_gone: bool,
 }
@@ -60,6 +62,9 @@ impl Kernel {
                 action: format!("fake {name}"),
                 source: std::io::Error::other("told to fail"),
             });
+        }
+        if let Some(left) = &mut self.calls_left {
+            *left = left.checked_sub(1).unwrap_or_else(|| std::panic::panic_any("killed"));
         }
         self.calls.push(format!("{name} {detail:?}"));
         Ok(())
@@ -111,7 +116,8 @@ pub(crate) struct FakeDatapath(pub(crate) Arc<Mutex<Kernel>>);
 
 impl FakeDatapath {
     pub(crate) fn kernel(&self) -> MutexGuard<'_, Kernel> {
-        self.0.lock().expect("no test panics while it holds the lock")
+        // A daemon that was killed in the midst of a call leaves the kernel as it is.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 
 use super::{
-    Changed, Member, Ring,
+    Chains, Changed, Member, Ring,
     overlay::{FRACTION_BITS, Taker},
     table,
     table::{NOBODY, Permutation},
@@ -89,10 +89,9 @@ impl Ring {
             let walk = Permutation::new(self.place(index).member.key, self.size);
             self.place_mut(index).walk = walk;
             self.place_mut(index).ramp = None;
-            self.place_mut(index).stands.clear();
         }
         self.base = self.fresh_base();
-        self.chains = BTreeMap::new();
+        self.chains = Chains::new(self.size);
         self.ghosts = BTreeMap::new();
         self.changed = Changed::All;
         self.drift = None;
@@ -113,7 +112,7 @@ impl Ring {
             return;
         }
         for index in gone {
-            self.leave_chains(*index);
+            self.chains.forget(*index);
             if let Some(place) = self.places[*index as usize].take() {
                 self.index_of.remove(&place.member.id);
             }
@@ -251,7 +250,7 @@ impl Ring {
         for (slot, to) in moves {
             let had = self.owner(*slot);
             self.remember(*slot);
-            self.shorten_chain(*slot, 0);
+            self.chains.shorten(*slot, 0);
             self.base[*slot as usize] = *to;
             self.mark(*slot);
             if had != NOBODY {
@@ -260,7 +259,7 @@ impl Ring {
             if *to != NOBODY && self.is_full(*to) {
                 self.place_mut(*to).held += 1;
             } else if had != NOBODY {
-                self.push_stand_in(*slot, had);
+                self.chains.push(*slot, had);
                 self.place_mut(had).held += 1;
             } else {
                 orphans.push(*slot);
@@ -275,8 +274,7 @@ impl Ring {
     fn remember(&mut self, slot: u32) {
         let mut ghosts = self.ghosts.remove(&slot).unwrap_or_default();
         let base = Some(self.base[slot as usize]).filter(|owner| *owner != NOBODY);
-        let chain = self.chains.get(&slot).cloned().unwrap_or_default();
-        for index in base.into_iter().chain(chain) {
+        for index in base.into_iter().chain(self.chains.of(slot)) {
             if self.place(index).draining && !ghosts.contains(&index) {
                 ghosts.push(index);
             }

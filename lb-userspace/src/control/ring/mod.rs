@@ -18,7 +18,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use self::table::{NOBODY, Permutation};
+use self::{
+    chains::Chains,
+    table::{NOBODY, Permutation},
+};
 use crate::datapath::{BackendSlot, RingSlot};
 
 pub use overlay::Entrant;
@@ -45,7 +48,7 @@ pub struct Ring {
     /// The base owner of each slot.
     base: Vec<u32>,
     /// Stand-ins of slots whose base owner is out; the last one has the slot.
-    chains: BTreeMap<u32, Vec<u32>>,
+    chains: Chains,
     /// Draining members that had a slot before its base owner changed, oldest first.
     ghosts: BTreeMap<u32, Vec<u32>>,
     changed: Changed,
@@ -65,8 +68,6 @@ struct Place {
     held: u32,
     /// During a slow start: how many of its base slots it may have. `None` means all.
     ramp: Option<u32>,
-    /// The slots in whose chains it stands.
-    stands: BTreeSet<u32>,
 }
 
 /// What has to be published.
@@ -95,7 +96,7 @@ impl Ring {
             places: Vec::new(),
             index_of: HashMap::new(),
             base: Vec::new(),
-            chains: BTreeMap::new(),
+            chains: Chains::new(0),
             ghosts: BTreeMap::new(),
             changed: Changed::All,
             drift: None,
@@ -169,10 +170,7 @@ impl Ring {
 
     /// The index of who has the slot now.
     fn owner(&self, slot: u32) -> u32 {
-        let last = match self.chains.get(&slot).and_then(|chain| chain.last()) {
-            Some(last) => *last,
-            None => self.base[slot as usize],
-        };
+        let last = self.chains.last(slot).unwrap_or(self.base[slot as usize]);
         if last != NOBODY && self.place(last).inside { last } else { NOBODY }
     }
 
@@ -180,13 +178,16 @@ impl Ring {
     fn previous(&self, slot: u32) -> Option<BackendSlot> {
         let ghosts = self.ghosts.get(&slot).into_iter().flatten().copied();
         let base = Some(self.base[slot as usize]).filter(|owner| *owner != NOBODY);
-        let chain = self.chains.get(&slot).into_iter().flatten().copied();
-        ghosts.chain(base).chain(chain).find(|index| self.place(*index).draining).and_then(|index| self.id(index))
+        let mut in_line = ghosts.chain(base).chain(self.chains.of(slot));
+        in_line.find(|index| self.place(*index).draining).and_then(|index| self.id(index))
     }
 
     fn mark(&mut self, slot: u32) {
         if let Changed::Slots(slots) = &mut self.changed {
             slots.insert(slot);
+            if slots.len() > self.size as usize / 2 {
+                self.changed = Changed::All;
+            }
         }
     }
 
@@ -198,7 +199,6 @@ impl Ring {
             draining: false,
             held: 0,
             ramp: None,
-            stands: BTreeSet::new(),
         };
         let index = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
         if index == self.places.len() {

@@ -5,7 +5,7 @@ use std::{
     collections::{BinaryHeap, HashMap},
 };
 
-use super::{Ring, table, table::NOBODY};
+use super::{Changed, Ring, chains, table, table::NOBODY};
 use crate::datapath::BackendSlot;
 
 /// Up to this size a drain looks at the table that is to come; it takes 1.5 ms to build.
@@ -61,7 +61,13 @@ impl Ring {
         match entering.as_slice() {
             [] => return,
             [(index, _)] => self.take_back(*index),
-            many => self.take_back_together(&many.iter().map(|(index, _)| *index).collect::<Vec<_>>()),
+            many => {
+                // Their own slots are theirs even where there was no chain.
+                for (index, _) in many {
+                    self.mark_base(*index);
+                }
+                self.take_back_together();
+            }
         }
         for (_, entrant) in &entering {
             if let Some(share) = entrant.share {
@@ -91,7 +97,7 @@ impl Ring {
         let done = share >= 1_000;
         self.place_mut(index).ramp = Some(allowed).filter(|_| !done);
         for slot in own.into_iter().take(allowed as usize) {
-            if self.chains.contains_key(&slot) {
+            if self.chains.has(slot) {
                 self.release_chain(slot);
             }
         }
@@ -115,7 +121,7 @@ impl Ring {
         };
         self.place_mut(index).draining = draining;
         let base = self.base_slots(index);
-        let stood_in: Vec<u32> = self.place(index).stands.iter().copied().collect();
+        let stood_in = self.chains.with(index);
         let ghosts: Vec<u32> =
             self.ghosts.iter().filter(|(_, ghosts)| ghosts.contains(&index)).map(|(slot, _)| *slot).collect();
         for slot in base.into_iter().chain(stood_in).chain(ghosts.iter().copied()) {
@@ -154,7 +160,7 @@ impl Ring {
             self.mark(*slot);
             match lacking.pop() {
                 Some(mut taker) => {
-                    self.push_stand_in(*slot, taker.index);
+                    self.chains.push(*slot, taker.index);
                     self.place_mut(taker.index).held += 1;
                     taker.lack -= 1 << FRACTION_BITS;
                     lacking.push(taker);
@@ -181,7 +187,7 @@ impl Ring {
                 continue;
             }
             self.mark(*slot);
-            self.push_stand_in(*slot, taker);
+            self.chains.push(*slot, taker);
             self.place_mut(taker).held += 1;
         }
         rest
@@ -199,29 +205,27 @@ impl Ring {
         for slot in if held_back { Vec::new() } else { self.base_slots(index) } {
             self.release_chain(slot);
         }
-        for slot in self.place(index).stands.iter().copied().collect::<Vec<_>>() {
+        for slot in self.chains.with(index) {
             self.count_out(slot, index);
-            let at = self.chains.get(&slot).and_then(|chain| chain.iter().position(|member| *member == index));
-            self.shorten_chain(slot, at.map_or(0, |at| at + 1));
+            let at = self.chains.of(slot).position(|member| member == index);
+            self.chains.shorten(slot, at.map_or(0, |at| at + 1));
             self.mark(slot);
         }
         self.place_mut(index).held = self.slots_of(index).len() as u32;
     }
 
-    /// The same for several, all in already: each chain ends at the first of them, and everything is counted anew.
-    fn take_back_together(&mut self, indices: &[u32]) {
-        for index in indices {
-            let held_back = self.place(*index).ramp.is_some();
-            for slot in if held_back { Vec::new() } else { self.base_slots(*index) } {
-                self.shorten_chain(slot, 0);
-                self.mark(slot);
+    /// The same for several at one go: each chain ends at the first who is in.
+    fn take_back_together(&mut self) {
+        for slot in self.chains.slots_from(0).collect::<Vec<_>>() {
+            let had = self.chains.last(slot);
+            let base = self.base[slot as usize];
+            let first_in = self.chains.of(slot).position(|member| self.place(member).inside);
+            if base != NOBODY && self.is_full(base) {
+                self.chains.shorten(slot, 0);
+            } else if let Some(at) = first_in {
+                self.chains.shorten(slot, at + 1);
             }
-        }
-        for index in indices {
-            for slot in self.place(*index).stands.iter().copied().collect::<Vec<_>>() {
-                let first = |chain: &Vec<u32>| chain.iter().position(|member| self.place(*member).inside);
-                let at = self.chains.get(&slot).and_then(first);
-                self.shorten_chain(slot, at.map_or(0, |at| at + 1));
+            if self.chains.last(slot) != had {
                 self.mark(slot);
             }
         }
@@ -232,7 +236,7 @@ impl Ring {
     fn release_chain(&mut self, slot: u32) {
         let owner = self.base[slot as usize];
         self.count_out(slot, owner);
-        self.shorten_chain(slot, 0);
+        self.chains.shorten(slot, 0);
         self.mark(slot);
     }
 
@@ -256,24 +260,46 @@ impl Ring {
         let wanted = usize::try_from(lack(index) >> FRACTION_BITS).unwrap_or(0);
         let mut given: HashMap<u32, i64> = HashMap::new();
         let mut taken = Vec::new();
-        for (slot, chain) in &self.chains {
+        // From another place for each, so that one after the other does not search what those before have taken.
+        let start = table::mix(self.place(index).member.key) % u64::from(self.size);
+        for slot in self.chains.slots_from(start as u32) {
             if taken.len() >= wanted {
                 break;
             }
-            let Some(last) = chain.last().copied() else { continue };
+            let Some(last) = self.chains.last(slot).filter(|last| *last != index) else { continue };
             let gave = given.entry(last).or_default();
-            if last != index && self.base[*slot as usize] != index && lack(last) + (*gave << FRACTION_BITS) < 0 {
+            if self.base[slot as usize] != index && lack(last) + (*gave << FRACTION_BITS) < 0 {
                 *gave += 1;
-                taken.push((*slot, last, chain.len() - 1));
+                taken.push((slot, last));
             }
         }
-        for (slot, last, before) in taken {
-            self.shorten_chain(slot, before);
-            self.push_stand_in(slot, index);
+        for (slot, last) in taken {
+            self.chains.pop(slot);
+            self.chains.push(slot, index);
             self.place_mut(last).held -= 1;
             self.place_mut(index).held += 1;
             self.mark(slot);
         }
+    }
+
+    fn mark_base(&mut self, index: u32) {
+        if matches!(self.changed, Changed::Slots(_)) {
+            let slots = self.base_slots(index);
+            self.mark_each(&slots);
+        }
+    }
+
+    /// The slots a member has by the base.
+    pub(super) fn base_slots(&self, index: u32) -> Vec<u32> {
+        chains::positions(&self.base, index)
+    }
+
+    /// The slots a member has now.
+    fn slots_of(&self, index: u32) -> Vec<u32> {
+        let mut slots = self.base_slots(index);
+        slots.retain(|slot| !self.chains.has(*slot));
+        slots.extend(self.chains.with(index).into_iter().filter(|slot| self.chains.last(*slot) == Some(index)));
+        slots
     }
 
     /// What each of those in rotation should have, in fractions of a slot; by index, 0 for those out.

@@ -55,10 +55,14 @@ impl Ring {
         let lists = |lists: &BTreeMap<u32, Vec<u32>>| {
             lists.iter().map(|(slot, list)| [*slot].into_iter().chain(list.iter().map(name)).collect()).collect()
         };
+        let chains = |ring: &Self| {
+            let list = |slot| [slot].into_iter().chain(ring.chains.of(slot).map(|index| name(&index))).collect();
+            ring.chains.slots_from(0).map(list).collect()
+        };
         SavedRing {
             size: self.size,
             drift: drift.iter().flat_map(|(slot, index)| [*slot, name(index)]).collect(),
-            chains: lists(&self.chains),
+            chains: chains(self),
             ghosts: lists(&self.ghosts),
             members,
         }
@@ -81,7 +85,11 @@ impl Ring {
         for pair in saved.drift.chunks_exact(2) {
             *ring.base.get_mut(pair[0] as usize)? = pair[1];
         }
-        ring.chains = ring.read_lists(&saved.chains)?;
+        for (slot, chain) in ring.read_lists(&saved.chains)? {
+            for index in chain {
+                ring.chains.push(slot, index);
+            }
+        }
         ring.ghosts = ring.read_lists(&saved.ghosts)?;
         for (place, kept) in ring.places.iter_mut().flatten().zip(&saved.members) {
             place.inside = kept.inside;
@@ -92,7 +100,6 @@ impl Ring {
         if !ring.base.iter().all(known) {
             return None;
         }
-        ring.index_chains();
         ring.recount();
         Some(ring)
     }

@@ -54,6 +54,18 @@ impl Engine {
                 _ => {}
             }
         }
+        if !self.retiring.is_empty() {
+            self.clear_unknown_services();
+        }
+    }
+
+    /// Backends that nobody knows had services that nobody knows.
+    fn clear_unknown_services(&mut self) {
+        for slot in (0..self.datapath.limits().services).map(ServiceSlot) {
+            if self.balancer.by_slot(slot).is_none() {
+                self.retiring.push(Work::Clear(slot));
+            }
+        }
     }
 
     /// Has a row freed that nobody here knows.

@@ -6,7 +6,7 @@ use crate::{
         duration::{Limit, Seconds},
         model::{
             BackendSpec, BackendStatus, CutPolicy, DrainRequest, EventKind, Outcome, ServicePatch, ServiceSpec, State,
-            WaitFor,
+            WaitFor, WantedService,
         },
     },
     daemon::{
@@ -539,4 +539,108 @@ async fn a_lost_next_hop_takes_a_backend_out_and_keeps_its_flows() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(get(&rig, 1).await.state, State::Active);
     assert_eq!(ring(&rig), before);
+}
+
+/// Drains a backend with three flows, lets them end, and brings it back; false when the daemon died on the way.
+async fn drain_and_return(rig: &Rig, acknowledged: &mut bool) -> Result<bool, crate::control::Error> {
+    rig.handle.drain("web", "web-1", timeout(20)).await?;
+    *acknowledged = true;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let left = rig.kernel().flows.len();
+    rig.kernel().close(slot(1), left);
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await?;
+    assert_eq!(ended.last_drain.map(|last| last.outcome), Some(Outcome::Completed));
+    rig.handle.activate("web", "web-1").await?;
+    Ok(true)
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
+    for step in 0.. {
+        let rig = three().await;
+        let before = ring(&rig);
+        let now_ns = rig.clock.now().mono_ns;
+        rig.kernel().open(slot(1), 3, now_ns);
+        rig.kernel().calls_left = Some(step);
+        let mut acknowledged = false;
+        let survived = drain_and_return(&rig, &mut acknowledged).await.unwrap_or(false);
+        rig.kernel().calls_left = None;
+        if survived {
+            assert!(step > 5, "it dies at every step first");
+            return;
+        }
+        let (datapath, clock, directory) = rig.kill().await;
+        let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+        let state = get(&rig, 1).await.state;
+        assert!(!acknowledged || state != State::Active || ring(&rig) == before, "step {step}: {state:?}");
+        if acknowledged && state != State::Active {
+            let kernel = rig.kernel();
+            assert!((0..before.len()).all(|at| kernel.steer(WEB, at).is_some_and(|to| to != slot(1))), "step {step}");
+        }
+        if state != State::Draining {
+            rig.handle.drain("web", "web-1", timeout(20)).await.expect("it can be drained again");
+        }
+        let left = rig.kernel().flows.iter().filter(|flow| flow.backend == slot(1)).count();
+        rig.kernel().close(slot(1), left);
+        let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it ends");
+        let last = ended.last_drain.expect("it drained");
+        assert_eq!((last.outcome, last.cut_flows), (Outcome::Completed, 0), "step {step}");
+        rig.handle.activate("web", "web-1").await.expect("it comes back");
+        assert_eq!(ring(&rig), before, "step {step}: slot for slot");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_nobody_knows_are_freed_and_their_generations_never_come_again() {
+    let rig = three().await;
+    let (datapath, clock, _) = rig.kill().await;
+    let empty = std::sync::Arc::new(tempfile::tempdir().expect("a directory"));
+    let rig = Rig::start(datapath, clock, empty, BTreeSet::new());
+    assert!(rig.handle.services().await.expect("a list").is_empty());
+    {
+        let kernel = rig.kernel();
+        assert!(kernel.vips.is_empty());
+        assert!(kernel.backends.values().all(|row| row.state == BackendState::Free));
+    }
+    fill(&rig).await;
+    assert!(
+        rig.kernel().backends.values().filter(|row| row.state == BackendState::Active).all(|row| row.generation == 2)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_is_applied_and_what_it_lacks_is_drained() {
+    let rig = three().await;
+    let mut other = service();
+    "api".clone_into(&mut other.name);
+    other.vip = "10.0.0.101:443/tcp".parse().expect("a VIP");
+    let mut heavy = backend(2);
+    heavy.weight = 5;
+    let wanted = vec![
+        WantedService { service: service(), backends: vec![heavy, backend(3), backend(4)] },
+        WantedService { service: other, backends: vec![backend(1)] },
+    ];
+    let before = rig.handle.status(None).await.expect("a status");
+    let dry = rig.handle.apply(wanted.clone(), true).await.expect("a plan");
+    assert_eq!(dry.changes.len(), 5, "{:?}", dry.changes);
+    assert_eq!(rig.handle.status(None).await.expect("a status"), before);
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    let done = rig.handle.apply(wanted.clone(), false).await.expect("it is applied");
+    assert_eq!(done.changes, dry.changes);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let going = get(&rig, 1).await;
+    assert_eq!((going.state, going.removing), (State::Draining, true));
+    assert_eq!((get(&rig, 2).await.weight, get(&rig, 4).await.state), (5, State::Active));
+    assert_eq!(rig.handle.backends("api").await.expect("the service")[0].state, State::Active);
+    assert!(rig.handle.apply(wanted.clone(), false).await.expect("nothing to do").changes.is_empty());
+
+    let mut moved = wanted;
+    moved[0].service.vip = "10.0.0.102:80/tcp".parse().expect("a VIP");
+    let refused = rig.handle.apply(moved, false).await.expect_err("a VIP cannot move");
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    rig.handle.apply(Vec::new(), false).await.expect("everything goes");
+    rig.kernel().close(slot(1), 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(rig.handle.services().await.expect("a list").is_empty());
 }
