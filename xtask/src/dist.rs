@@ -6,16 +6,14 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     command::{self, root},
-    setup,
-    test::{self, Profile},
-    tools,
+    setup, test, tools,
 };
 
 /// Builds the release binary, its manual and completions, and packs them; says where the package is.
 pub(crate) fn dist() -> Result<()> {
     setup::ensure(setup::Needs::Build)?;
     let cargo_deb = tools::install(&tools::CARGO_DEB)?;
-    generate(&test::build_binary(Profile::Release)?)?;
+    generate(&test::build_release()?)?;
 
     let directory = root().join("target/dist");
     let printed = command::output(

@@ -19,9 +19,11 @@ use crate::{
 /// Tells the scenarios and the demo which binary to drive.
 const BINARY_VARIABLE: &str = "EBB_BIN";
 
-/// Crates whose tests need neither root nor a network. The eBPF crate's library has the arithmetic that runs on the host as well.
-const HOST_TESTS: &[&[&str]] =
-    &[&["-p", "lb-common", "-p", "lb-userspace", "-p", "xtask"], &["-p", "lb-ebpf", "--lib"]];
+/// Packages whose tests need neither root nor a network.
+const HOST_TESTS: &[&str] = &["lb-common", "lb-userspace", "xtask"];
+
+/// The packet suite and the scenarios, which load programs and make network namespaces.
+const LAB_TESTS: &[&str] = &["ebb-tests"];
 
 /// What `cargo xtask test` takes.
 #[derive(Args, Default)]
@@ -35,37 +37,34 @@ pub(crate) struct TestOptions {
     filter: Option<String>,
 }
 
-/// Sets up, builds and runs the tests; every tier runs even if an earlier one fails.
+/// Sets up, builds and runs the tests; all run even if one fails.
 pub(crate) fn test(options: &TestOptions) -> Result<()> {
     setup::ensure(if options.host_only { setup::Needs::Build } else { setup::Needs::Lab })?;
 
-    let mut failed = Vec::new();
+    // One command for all of them: dependencies are then compiled once, with the features that any of them asks for, and
+    // so is `ebb` itself, which Cargo builds for the tests of its package.
+    let lab = if options.host_only { &[] } else { LAB_TESTS };
+    let mut all = cargo();
+    all.arg("test").args(HOST_TESTS.iter().chain(lab).flat_map(|package| ["-p", package]));
+    all.env(BINARY_VARIABLE, target_directory()?.join("debug/ebb"));
+    // The eBPF crate's library is the part of it that also runs on the host.
+    let mut ebpf = cargo();
+    ebpf.args(["test", "-p", "lb-ebpf", "--lib"]);
+
+    let mut succeeded = true;
     let mut total = Tally::default();
-    let mut tier = |name: &'static str, command: &mut Command| -> Result<()> {
-        println!("\n== {name}");
-        let (tally, succeeded) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
+    for command in [&mut ebpf, &mut all] {
+        let (tally, clean) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
         total.add(tally);
-        if !succeeded {
-            failed.push(name);
-        }
-        Ok(())
-    };
-    for packages in HOST_TESTS {
-        tier("host tests", cargo().arg("test").args(*packages))?;
+        succeeded &= clean;
     }
     if options.host_only {
         println!("\n(--host-only: the packet suite and the namespace scenarios were not run)");
-    } else {
-        let binary = build_binary(Profile::Dev)?;
-        tier(
-            "packet suite and namespace scenarios",
-            cargo().args(["test", "-p", "ebb-tests"]).env(BINARY_VARIABLE, binary),
-        )?;
     }
 
     println!("\nin all: {total}");
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+    if !succeeded {
+        bail!("tests failed, or did not build");
     }
     if total.passed == 0 {
         bail!("no test ran");
@@ -126,42 +125,28 @@ fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
 /// Sets up, builds in release mode and runs the demo with `arguments`.
 pub(crate) fn demo(arguments: &[OsString]) -> Result<()> {
     setup::ensure(setup::Needs::Lab)?;
-    let binary = build_binary(Profile::Release)?;
-    command::run(cargo().args(["build", "--release", "-p", "ebb-tests", "--bin", "ebb-demo"]))?;
-    let demo = target_directory()?.join("release/ebb-demo");
-    command::run(Command::new(demo).args(arguments).env(BINARY_VARIABLE, binary))
+    let directory = build_programs()?;
+    command::run(Command::new(directory.join("ebb-demo")).args(arguments).env(BINARY_VARIABLE, directory.join("ebb")))
 }
 
 /// Sets up, builds in release mode and runs the benchmark with `arguments`.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
     setup::ensure(setup::Needs::Lab)?;
-    command::run(cargo().args(["build", "--release", "-p", "ebb-tests", "--bin", "ebb-bench"]))?;
-    let bench = target_directory()?.join("release/ebb-bench");
+    let bench = build_programs()?.join("ebb-bench");
     command::run(Command::new(bench).args(arguments))
 }
 
-/// How to compile.
-#[derive(Clone, Copy)]
-pub(crate) enum Profile {
-    /// Quick to build.
-    Dev,
-    /// What users run.
-    Release,
+/// Builds `ebb`, the demo and the benchmark in release mode; returns the directory they are in. One command, for the same
+/// reason as the tests.
+fn build_programs() -> Result<PathBuf> {
+    command::run(cargo().args(["build", "--release", "-p", "lb-userspace", "-p", "ebb-tests", "--bins"]))?;
+    Ok(target_directory()?.join("release"))
 }
 
-/// Builds `ebb`; returns where it is.
-pub(crate) fn build_binary(profile: Profile) -> Result<PathBuf> {
-    let mut build = cargo();
-    build.args(["build", "-p", "lb-userspace", "--bin", "ebb"]);
-    let directory = match profile {
-        Profile::Dev => "debug",
-        Profile::Release => {
-            build.arg("--release");
-            "release"
-        }
-    };
-    command::run(&mut build)?;
-    Ok(target_directory()?.join(directory).join("ebb"))
+/// Builds `ebb` as users run it; returns where it is.
+pub(crate) fn build_release() -> Result<PathBuf> {
+    command::run(cargo().args(["build", "--release", "-p", "lb-userspace", "--bin", "ebb"]))?;
+    Ok(target_directory()?.join("release/ebb"))
 }
 
 /// Where Cargo puts what it builds. We are there ourselves, two levels down (`target/debug/xtask`).
