@@ -24,8 +24,8 @@ const STEPS: &[Step] = &[
     ("licences and sources", deny_if_installed),
     ("documentation", documentation),
     ("tests", || test::test(&test::TestOptions::default())),
-    ("benchmark, to see that it runs", || test::bench(&["--quick".into()])),
-    ("demo", || test::demo(&[])),
+    ("benchmark, to see that it runs", || command::run(test::bench()?.arg("--quick"))),
+    ("demo", || command::run(&mut test::demo()?)),
 ];
 
 /// Runs every step, so that one run shows all that is wrong; without the set-up there is no point.

@@ -3,11 +3,12 @@
 use std::{
     env,
     ffi::OsStr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 
 /// The workspace's root directory.
 pub(crate) fn root() -> &'static Path {
@@ -34,6 +35,14 @@ pub(crate) fn run_as(name: &str, command: &mut Command) -> Result<()> {
         bail!("{name} failed: {status}");
     }
     Ok(())
+}
+
+/// Lets a program take this one's place, so that Ctrl-C reaches it alone and the shell waits until it has cleaned up.
+/// Returns only when that fails.
+pub(crate) fn become_it(command: &mut Command) -> Error {
+    eprintln!("+ {}", line(command));
+    let error = command.exec();
+    Error::new(error).context(format!("cannot start {}", line(command)))
 }
 
 /// Prints a command line and starts it.

@@ -68,8 +68,8 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup { build_only } => setup::setup(build_only),
         Task::Test(options) => test::test(&options),
-        Task::Demo { arguments } => test::demo(&arguments),
-        Task::Bench { arguments } => test::bench(&arguments),
+        Task::Demo { arguments } => Err(command::become_it(test::demo()?.args(arguments))),
+        Task::Bench { arguments } => Err(command::become_it(test::bench()?.args(arguments))),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
         Task::Dist => dist::dist(),

@@ -1,7 +1,6 @@
 //! `cargo xtask test` and `cargo xtask demo`.
 
 use std::{
-    ffi::OsString,
     fmt,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -122,18 +121,19 @@ fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
     Ok((tally, child.wait()?.success()))
 }
 
-/// Sets up, builds in release mode and runs the demo with `arguments`.
-pub(crate) fn demo(arguments: &[OsString]) -> Result<()> {
+/// Sets up, builds in release mode; returns the demo, ready to run.
+pub(crate) fn demo() -> Result<Command> {
     setup::ensure(setup::Needs::Lab)?;
     let directory = build_programs()?;
-    command::run(Command::new(directory.join("ebb-demo")).args(arguments).env(BINARY_VARIABLE, directory.join("ebb")))
+    let mut demo = Command::new(directory.join("ebb-demo"));
+    demo.env(BINARY_VARIABLE, directory.join("ebb"));
+    Ok(demo)
 }
 
-/// Sets up, builds in release mode and runs the benchmark with `arguments`.
-pub(crate) fn bench(arguments: &[OsString]) -> Result<()> {
+/// The same for the benchmark.
+pub(crate) fn bench() -> Result<Command> {
     setup::ensure(setup::Needs::Lab)?;
-    let bench = build_programs()?.join("ebb-bench");
-    command::run(Command::new(bench).args(arguments))
+    Ok(Command::new(build_programs()?.join("ebb-bench")))
 }
 
 /// Builds `ebb`, the demo and the benchmark in release mode; returns the directory they are in. One command, for the same
