@@ -20,8 +20,9 @@ use crate::flow::{FlowInit, FlowKey, Life, Meta};
 
 /// Entries in a set.
 pub const SET: u32 = 16;
-/// Most flows that one home can have.
-pub const MAX_PER_HOME: u32 = 8;
+/// Most flows that one home can have. At the highest fill a home has 0.82 flows on average; more than eight of them befall
+/// one in four tables of a million flows, more than twelve seven in a million such tables.
+pub const MAX_PER_HOME: u32 = 12;
 /// Entries tried from the home on before the sets are weighed against each other.
 const NEAR_TRIES: u32 = 2;
 /// Attempts at a compare-and-swap that others keep winning.
