@@ -61,7 +61,7 @@ pub struct Background {
 }
 
 impl Ebb {
-    /// Starts the daemon on the balancer's interfaces, in native mode, and waits until it answers.
+    /// Starts the daemon on the balancer's interfaces, in native mode unless `more` has another, and waits until it answers.
     pub fn start(lab: &Lab) -> Result<Self> {
         Self::start_with(lab, &[])
     }
@@ -75,7 +75,10 @@ impl Ebb {
 
     /// The handle without the daemon.
     pub fn new(lab: &Lab, more: &[&str]) -> Result<Self> {
-        let mut run_arguments = vec!["run".to_owned(), "--mode".to_owned(), "native".to_owned()];
+        let mut run_arguments = vec!["run".to_owned()];
+        if !more.contains(&"--mode") {
+            run_arguments.extend(["--mode".to_owned(), "native".to_owned()]);
+        }
         for interface in lab.plan.interfaces() {
             run_arguments.extend(["-i".to_owned(), (*interface).to_owned()]);
         }
