@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     api::{self, DaemonInfo, metrics, socket::Socket},
-    config::file::File,
+    config::file::{self, File},
     daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, store::Store},
     datapath::{self, EbpfDatapath, OpenError},
     net::NetlinkResolver,
@@ -37,7 +37,7 @@ pub(super) async fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> 
     let file = args.config.as_deref().map(files::load).transpose()?;
     let settings = Settings::merge(args, &file.as_ref().map(|file| file.daemon.clone()).unwrap_or_default());
     log_to_stderr();
-    Daemon::serve(settings, file, args.config.clone(), socket).await
+    Daemon::serve(settings, file.zip(args.config.clone()), socket).await
 }
 
 /// What runs.
@@ -46,16 +46,12 @@ struct Daemon {
     engine: JoinHandle<()>,
     server: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
-    config: Option<PathBuf>,
+    /// The file it was started with, and what that said about the daemon itself.
+    config: Option<(PathBuf, file::Daemon)>,
 }
 
 impl Daemon {
-    async fn serve(
-        settings: Settings,
-        file: Option<File>,
-        config: Option<PathBuf>,
-        socket: &Path,
-    ) -> Result<Exit, Failure> {
+    async fn serve(settings: Settings, file: Option<(File, PathBuf)>, socket: &Path) -> Result<Exit, Failure> {
         // What can be refused without touching anything comes first.
         if !machine::may_load_programs() {
             return Err(failed(OpenError::Privilege));
@@ -66,7 +62,7 @@ impl Daemon {
         let store = Store::open(&settings.state_dir).map_err(failed)?;
         let _lock = lock(&settings.state_dir)?;
         let untouched = !settings.datapath.pin_path.exists();
-        let started = Self::start(&settings, store, file, config, socket, metrics).await;
+        let started = Self::start(&settings, store, file, socket, metrics).await;
         let daemon = match started {
             Ok(daemon) => daemon,
             Err(failure) => {
@@ -86,8 +82,7 @@ impl Daemon {
     async fn start(
         settings: &Settings,
         store: Store,
-        file: Option<File>,
-        config: Option<PathBuf>,
+        file: Option<(File, PathBuf)>,
         socket: &Path,
         metrics: Option<TcpListener>,
     ) -> Result<Self, Failure> {
@@ -112,10 +107,11 @@ impl Daemon {
         .map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
         let engine = engine.spawn(wait_for(stopped.clone())).map_err(failed)?;
-        let applied = match file {
-            Some(file) => apply(&handle, &file).await,
+        let applied = match &file {
+            Some((file, _)) => apply(&handle, file).await,
             None => Ok(()),
         };
+        let config = file.map(|(file, path)| (path, file.daemon));
         let answering =
             applied.and_then(|()| Self::begin(settings, socket, metrics, handle.clone(), stop.clone(), stopped));
         match answering {
@@ -169,12 +165,17 @@ impl Daemon {
 
     /// A file that is wrong changes nothing: what is wrong is logged, and the daemon goes on with what it has.
     async fn reload(&self) {
-        let Some(path) = &self.config else {
+        let Some((path, daemon)) = &self.config else {
             tracing::warn!("SIGHUP: started without a file, so there is none to read again");
             return;
         };
         let reloaded = match files::load(path) {
-            Ok(file) => apply(&self.handle, &file).await,
+            Ok(file) => {
+                if file.daemon != *daemon {
+                    tracing::warn!("[daemon] in {} has changed: that takes effect at the next start", path.display());
+                }
+                apply(&self.handle, &file).await
+            }
             Err(failure) => Err(failure),
         };
         match reloaded {
