@@ -89,7 +89,7 @@ impl Bench {
     /// Configures both for a service of that kind, with an empty flow table (Ebb's; the other's evicts).
     pub fn set_up(&mut self, cell: Cell) -> Result<()> {
         self.cell = cell;
-        self.rig.reset();
+        self.rig.reset()?;
         self.rig.put_vip(cell.vip_entry(SERVICE))?;
         self.rig.services.set(SERVICE.into(), cell.service_row());
         for n in 0..BACKENDS {

@@ -7,12 +7,12 @@ mod clock;
 mod counters;
 mod mapped;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, ArrayOfMaps, Map, MapData},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData},
     programs::{TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
 };
@@ -105,7 +105,7 @@ pub struct Rig {
     peers: Mapped<PeerRow>,
     stats: Mapped<BackendStats>,
     outcomes: Mapped<u64>,
-    rings: HashMap<u32, Mapped<u64>>,
+    rings: BTreeMap<u32, Mapped<u64>>,
     jiffies: Option<Jiffies>,
     ebpf: Ebpf,
 }
@@ -140,17 +140,17 @@ impl Rig {
             peers: view(&ebpf, map_name::PEERS)?,
             stats: view(&ebpf, map_name::STATS)?,
             outcomes: view(&ebpf, map_name::OUTCOMES)?,
-            rings: HashMap::new(),
+            rings: BTreeMap::new(),
             jiffies,
             ebpf,
         };
-        rig.reset();
+        rig.reset()?;
         Ok(rig)
     }
 
     /// Empties every map and writes the settings anew. The secrets of the flow table's hash are fixed, so that a run
     /// can be repeated.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self) -> Result<()> {
         self.services.clear();
         self.backends.clear();
         self.flows.clear();
@@ -172,6 +172,20 @@ impl Rig {
                 table_keys: std::array::from_fn(|i| hash::mix(i as u64 + 77)),
             },
         );
+        self.forget_fragments()
+    }
+
+    fn forget_fragments(&mut self) -> Result<()> {
+        /// Sizes of the program's own key and value.
+        type Fragments<T> = HashMap<T, [u8; 40], [u8; 24]>;
+
+        let map = self.ebpf.map_mut(map_name::FRAGMENTS).context("the object has no FRAGMENTS")?;
+        let mut fragments = Fragments::try_from(map).context("the layout of FRAGMENTS has changed")?;
+        let keys: Vec<_> = fragments.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            fragments.remove(&key)?;
+        }
+        Ok(())
     }
 
     /// The program.

@@ -26,13 +26,14 @@ pub fn all() -> Vec<Fixture> {
 
 /// A TCP flow to `B0` whose handshake is complete.
 fn established(name: &'static str, about: &'static str) -> Fixture {
-    Fixture::new(name, about).tcp().send(syn(ISN), opens_to(B0)).send(ack(ISN + 1, ACKED), to(B0))
+    Fixture::new(name, about).tcp().send(syn(ISN), opens_to(B0)).answered(B0).send(ack(ISN + 1, ACKED), to(B0))
 }
 
 fn draining() -> Vec<Fixture> {
     vec![
         Fixture::new("draining", "Flows stay; new ones go elsewhere.")
             .send(open(), opens_to(B0))
+            .answered(B0)
             .set(Change::Drain(B0, B1, AHEAD))
             .send(more(), to(B0))
             .send(open().client_port(40_001), opens_to(B1))

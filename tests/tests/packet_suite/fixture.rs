@@ -34,10 +34,22 @@ pub struct Fixture {
 pub enum Step {
     /// A frame is run; it must have this result, these counters and no others.
     Send(Input, Expect),
+    /// A backend's packet to the client is run, under `nat`; in the other modes it does not come this way.
+    Reply(Reply),
     /// The maps are changed.
     Set(Change),
     /// The flow table holds exactly these flows.
     Flows(Vec<Flow>),
+}
+
+/// A backend's packet to the client, which must reach it as the VIP's.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply {
+    pub from: B,
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    pub bytes: usize,
 }
 
 /// A change of the maps, as the daemon or time would make it.
@@ -73,6 +85,10 @@ pub enum Change {
     Forget,
     /// The service steers each datagram by itself.
     PerDatagram,
+    /// The VIP is known whatever the port, with these flags of `address_flag`.
+    Address(u32),
+    /// The backend is reached by the other family (`tunnel`).
+    OtherFamily(B),
 }
 
 type Edit = Box<dyn Fn(&mut Frame) + Send + Sync>;
@@ -93,6 +109,8 @@ pub struct Expect {
     pub result: Outcomes,
     /// The packet ends its flow by an RST, which is counted for its backend.
     pub counts_reset: bool,
+    /// It counts as one of the backend's packets.
+    pub counts: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +123,10 @@ pub enum Outcomes {
     Drop,
     /// Answered by an RST with these numbers.
     Reset { seq: u32, ack: u32, flags: u8 },
+    /// Answered by "fragmentation needed" or "packet too big".
+    TooBig { mtu: u16 },
+    /// An echo request answered.
+    EchoReply,
 }
 
 /// A flow as it stands in the table.
@@ -154,6 +176,29 @@ impl Fixture {
 
     pub fn send(mut self, input: Input, expect: Expect) -> Self {
         self.steps.push(Step::Send(input, expect));
+        self
+    }
+
+    /// Only for modes in which replies do not come this way.
+    pub fn one_way(mut self) -> Self {
+        self.modes = vec![Mode::Dsr, Mode::Tunnel];
+        self
+    }
+
+    /// Only for that mode.
+    pub fn only(mut self, mode: Mode) -> Self {
+        self.modes = vec![mode];
+        self
+    }
+
+    /// The backend answers what [`open`] sent: a SYN with ACK, or a datagram.
+    pub fn answered(self, from: B) -> Self {
+        self.reply(from, SYN | ACK, ACKED.wrapping_sub(1), ISN + 1, 0)
+    }
+
+    /// The backend says something.
+    pub fn reply(mut self, from: B, flags: u8, seq: u32, ack: u32, bytes: usize) -> Self {
+        self.steps.push(Step::Reply(Reply { from, flags, seq, ack, bytes }));
         self
     }
 
@@ -303,7 +348,7 @@ impl Input {
 }
 
 fn expect(outcome: Outcome, result: Outcomes) -> Expect {
-    Expect { outcome, result, counts_reset: false }
+    Expect { outcome, result, counts_reset: false, counts: true }
 }
 
 /// Forwarded as a packet of a known flow.
@@ -334,6 +379,21 @@ pub fn reset(seq: u32) -> Expect {
 /// Answered by an RST that acknowledges, to a segment that acknowledges nothing.
 pub fn reset_acking(ack: u32) -> Expect {
     expect(Outcome::ResetSent, Outcomes::Reset { seq: 0, ack, flags: RST | ACK })
+}
+
+/// Sent on as what belongs to a flow, but is no packet of it.
+pub fn goes_with(backend: B, outcome: Outcome) -> Expect {
+    Expect { counts: false, ..expect(outcome, Outcomes::To(backend)) }
+}
+
+/// Answered for its size.
+pub fn too_big(mtu: u16) -> Expect {
+    expect(Outcome::TooBigSent, Outcomes::TooBig { mtu })
+}
+
+/// An echo request answered.
+pub fn echo_reply() -> Expect {
+    expect(Outcome::EchoAnswered, Outcomes::EchoReply)
 }
 
 impl Expect {

@@ -13,6 +13,7 @@ const FAR: u32 = 0x4000_0000;
 
 pub fn all() -> Vec<Fixture> {
     let mut all = opening();
+    all.extend(nowhere_to_go());
     all.extend(twins());
     all.extend(middle());
     all.extend(ending());
@@ -30,6 +31,7 @@ fn opening() -> Vec<Fixture> {
             .flows(&[flow(B1, 0)]),
         Fixture::new("hit", "Later packets follow the entry, whatever the ring says by now.")
             .send(open(), opens_to(B0))
+            .answered(B0)
             .set(Change::Ring(Some(B1), None))
             .send(more(), to(B0))
             .send(more(), to(B0))
@@ -53,6 +55,7 @@ fn opening() -> Vec<Fixture> {
         Fixture::new("SYN on a flow that an RST ended", "It replaces the entry at once.")
             .tcp()
             .send(syn(ISN), opens_to(B0))
+            .answered(B0)
             .send(ack(ISN + 1, ACKED), to(B0))
             .send(rst(ISN + 1), to(B0).ends_flow())
             .set(Change::Ring(Some(B1), None))
@@ -60,7 +63,9 @@ fn opening() -> Vec<Fixture> {
             .flows(&[flow(B1, 0).seq(FAR + 1)]),
         Fixture::new("SYN on a flow that has said goodbye", "A FIN and a quiet second make the tuple free again.")
             .tcp()
+            .one_way()
             .send(syn(ISN), opens_to(B0))
+            .answered(B0)
             .send(ack(ISN + 1, ACKED), to(B0))
             .send(fin(ISN + 1, ACKED), to(B0))
             .set(Change::Pass(2))
@@ -88,12 +93,18 @@ fn opening() -> Vec<Fixture> {
             )
             .flows(&[flow(B0, 0)]),
         Fixture::new("two clients' ports", "Each has its own flow.")
+            .one_way()
             .send(open(), opens_to(B0))
             .set(Change::Ring(Some(B1), None))
             .send(open().client_port(40_001), opens_to(B1))
             .send(more(), to(B0))
             .send(more().client_port(40_001), to(B1))
             .flows(&[flow(B0, ff::ESTABLISHED), flow(B1, ff::ESTABLISHED).of_port(40_001)]),
+    ]
+}
+
+fn nowhere_to_go() -> Vec<Fixture> {
+    vec![
         Fixture::new("no backend", "Nothing owns the slot.")
             .set(Change::Ring(None, None))
             .send(open(), drop(Outcome::DroppedNoBackend))
@@ -123,6 +134,7 @@ fn twins() -> Vec<Fixture> {
         Fixture::new(name, about)
             .tcp()
             .send(syn(ISN), opens_to(B0))
+            .answered(B0)
             .send(ack(ISN + 1, ACKED), to(B0))
             .set(Change::Ring(Some(B1), None))
     };
@@ -197,25 +209,29 @@ fn middle() -> Vec<Fixture> {
         Fixture::new("far out of window", "The segment is passed on, and changes nothing that is known.")
             .tcp()
             .send(syn(ISN), opens_to(B0))
+            .answered(B0)
             .send(data(ISN + 1, ACKED, 10), to(B0))
             .send(data(FAR, FAR, 10), to(B0))
             .flows(&[flow(B0, ff::ESTABLISHED).seq(ISN + 11).ack(ACKED)]),
         Fixture::new("sequence numbers wrap", "Arithmetic is modulo 2^32.")
             .tcp()
             .send(syn(u32::MAX - 3), opens_to(B0))
+            .reply(B0, SYN | ACK, ACKED - 1, u32::MAX - 2, 0)
             .send(data(u32::MAX - 2, ACKED, 10), to(B0))
             .flows(&[flow(B0, ff::ESTABLISHED).seq(7)]),
     ]
 }
 
 fn ending() -> Vec<Fixture> {
-    let established =
-        |name, about| Fixture::new(name, about).tcp().send(syn(ISN), opens_to(B0)).send(ack(ISN + 1, ACKED), to(B0));
+    let established = |name, about| {
+        Fixture::new(name, about).tcp().send(syn(ISN), opens_to(B0)).answered(B0).send(ack(ISN + 1, ACKED), to(B0))
+    };
     vec![
         established("the client's FIN", "Half closed; data after it in sequence keeps the flow where it is.")
             .send(fin(ISN + 1, ACKED), to(B0))
             .flows(&[flow(B0, ff::ESTABLISHED | ff::CLIENT_FIN).seq(ISN + 2)])
             .set(Change::Ring(Some(B1), None))
+            .reply(B0, ACK, ACKED, ISN + 1, 100)
             .send(ack(ISN + 2, ACKED + 100), to(B0))
             .flows(&[flow(B0, ff::ESTABLISHED | ff::CLIENT_FIN).seq(ISN + 2).ack(ACKED + 100)]),
         established("RST with the expected number", "It ends the flow and is counted.")

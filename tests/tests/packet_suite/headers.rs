@@ -74,6 +74,7 @@ fn around() -> Vec<Fixture> {
         Fixture::new("Ethernet padding", "What stands behind the IP packet is no data.")
             .tcp()
             .send(syn(ISN).with(|frame| frame.padding = vec![0xee; 6]), opens_to(B0))
+            .answered(B0)
             .send(ack(ISN + 1, ACKED).with(|frame| frame.padding = vec![0xee; 6]), to(B0))
             .flows(&[crate::fixture::flow(B0, lb_common::flow::flow_flag::ESTABLISHED).seq(ISN + 1)]),
     ]

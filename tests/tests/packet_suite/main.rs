@@ -7,6 +7,7 @@ mod drains;
 mod fixture;
 mod flows;
 mod headers;
+mod icmp;
 mod judge;
 mod kernel;
 mod output;
@@ -24,7 +25,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use crate::fixture::Fixture;
 
 /// Modes whose output the suite can foretell.
-const MODES: &[Mode] = &[Mode::Dsr];
+const MODES: &[Mode] = &[Mode::Dsr, Mode::Nat, Mode::Tunnel];
 
 /// How many fixtures passed and failed for a combination.
 type Listing = Arc<Mutex<BTreeMap<Cell, (u32, u32)>>>;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     let listing = Listing::default();
     let rig = Arc::new(Mutex::new(Rig::load(Sizes::SMALL)));
     let fixtures: Vec<Fixture> =
-        [flows::all(), drains::all(), headers::all(), kernel::all()].into_iter().flatten().collect();
+        [flows::all(), drains::all(), headers::all(), icmp::all(), kernel::all()].into_iter().flatten().collect();
     let trials = fixtures.into_iter().map(Arc::new).flat_map(|fixture| {
         let cells: Vec<Cell> = fixture.cells().filter(|cell| MODES.contains(&cell.mode)).collect();
         let (rig, listing) = (rig.clone(), listing.clone());
