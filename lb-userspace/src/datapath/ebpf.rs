@@ -30,6 +30,9 @@ use crate::net::links;
 /// with 5.11, inner arrays of different lengths with 5.10; 5.15 is the first long-term one with them.
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
+/// The most flows that may be asked for: slots are numbered by 32 bits.
+const MOST_FLOWS: u32 = 3_000_000_000;
+
 /// How the datapath is to be opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -65,6 +68,9 @@ impl Default for Options {
 
 impl Options {
     fn sizes(&self) -> Result<Sizes, OpenError> {
+        if self.max_flows > MOST_FLOWS {
+            return Err(OpenError::TooManyFlows { flows: self.max_flows, most: MOST_FLOWS });
+        }
         let cpus = aya::util::nr_cpus()
             .map_err(|(_, source)| OpenError::Refused { action: "cannot count the CPUs".into(), source })?;
         Ok(Sizes {

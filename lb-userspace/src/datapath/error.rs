@@ -65,6 +65,20 @@ pub enum OpenError {
         /// As given.
         path: PathBuf,
     },
+    /// The BPF filesystem refuses the name.
+    #[error("{} has a dot in a name, which the BPF filesystem does not take: choose another --pin-path", path.display())]
+    Dotted {
+        /// As given.
+        path: PathBuf,
+    },
+    /// More flows than a table can hold.
+    #[error("a table of {flows} flows is too large: at most {most}")]
+    TooManyFlows {
+        /// As asked for.
+        flows: u32,
+        /// The most.
+        most: u32,
+    },
     /// Pinned maps that this build would misread.
     #[error("the maps pinned in {} are of another layout ({what}): run ebb unload first, which ends its flows", path.display())]
     Layout {

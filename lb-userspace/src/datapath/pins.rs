@@ -215,7 +215,9 @@ pub(crate) fn is_default(path: &Path) -> bool {
 fn ensure_bpffs(path: &Path) -> Result<(), OpenError> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     if is_bpffs(existing).opening(|| format!("cannot look at {}", existing.display()))? {
-        return Ok(());
+        let new = path.strip_prefix(existing).unwrap_or(path);
+        let dotted = new.as_os_str().as_bytes().contains(&b'.');
+        return if dotted { Err(OpenError::Dotted { path: path.into() }) } else { Ok(()) };
     }
     if !path.starts_with(BPFFS) {
         return Err(OpenError::NotBpffs { path: path.into() });

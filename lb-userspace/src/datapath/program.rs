@@ -7,7 +7,8 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
     programs::{ProgramError, Xdp},
 };
 use aya_obj::Object;
@@ -109,7 +110,7 @@ pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, 
             loader.map_max_entries(&map.name, size);
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
     let program = load_program(&mut ebpf, BALANCER)?;
     let id = sys::program_id(program.as_fd()).opening(|| "cannot look at the program".into())?;
     Ok(Loaded { program, id, ebpf, fresh, undo })
@@ -125,7 +126,7 @@ pub(crate) fn load_alone(name: &str, sizes: &Sizes) -> Result<(OwnedFd, Ebpf), O
             loader.map_max_entries(&map.name, size);
         }
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Program(chain(&error)))?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| load_error(&error))?;
     let program = load_program(&mut ebpf, name)?;
     Ok((program, ebpf))
 }
@@ -142,6 +143,17 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, OpenError> {
     })?;
     let fd: BorrowedFd<'_> = program.fd().map_err(|error| OpenError::Program(chain(&error)))?.as_fd();
     fd.try_clone_to_owned().opening(|| "cannot duplicate a descriptor".into())
+}
+
+fn load_error(error: &EbpfError) -> OpenError {
+    let mut text = chain(error);
+    if let EbpfError::MapError(MapError::CreateError { name, io_error }) = error
+        && name == map_name::FLOWS
+        && matches!(io_error.raw_os_error(), Some(libc::ENOMEM | libc::E2BIG))
+    {
+        text.push_str("; a smaller --max-flows takes less memory (78 bytes a flow)");
+    }
+    OpenError::Program(text)
 }
 
 /// An error and its causes in one line.

@@ -158,6 +158,11 @@ fn what_cannot_be_attached_changes_nothing() {
         assert!(!pins.exists() && xdp_of("ebb0").is_none());
         unload(&other, &[]).unwrap();
 
+        let dotted = Options { pin_path: "/sys/fs/bpf/ebb.test".into(), ..options(&pins) };
+        assert!(matches!(EbpfDatapath::open(&dotted).unwrap_err(), OpenError::Dotted { .. }));
+        let endless = Options { max_flows: u32::MAX, ..options(&pins) };
+        assert!(matches!(EbpfDatapath::open(&endless).unwrap_err(), OpenError::TooManyFlows { .. }));
+        assert!(!pins.exists() && xdp_of("ebb0").is_none());
         let elsewhere = Options { pin_path: "/tmp/ebb-test-pins".into(), ..options(&pins) };
         assert!(matches!(EbpfDatapath::open(&elsewhere).unwrap_err(), OpenError::NotBpffs { .. }));
     });
