@@ -10,14 +10,15 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::values::{
-    FlowScope, OrNone, Target, backend_name, host, listen_address, or_none, service_name, weight, words,
+use super::{
+    check::CheckArgs,
+    values::{FlowScope, OrNone, Target, backend_name, host, listen_address, or_none, service_name, weight, words},
 };
 use crate::{
     config::file::Mode,
     control::{
         duration::{Limit, Seconds},
-        model::{MaxOut, ServicePatch, WaitFor},
+        model::{MaxOut, ServicePatch, WaitFor, WhenUnhealthy},
         vip::{BackendAddress, Vip},
     },
     datapath::{CutPolicy, Forward},
@@ -30,6 +31,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/ebb";
 
 const FORWARDS: [(&str, Forward); 3] = [("dsr", Forward::Dsr), ("nat", Forward::Nat), ("tunnel", Forward::Tunnel)];
 const POLICIES: [(&str, CutPolicy); 2] = [("reset", CutPolicy::Reset), ("silent", CutPolicy::Silent)];
+const WHEN_UNHEALTHY: [(&str, WhenUnhealthy); 2] =
+    [("fail_open", WhenUnhealthy::FailOpen), ("refuse", WhenUnhealthy::Refuse)];
 const MODES: [(&str, Mode); 3] = [("auto", Mode::Auto), ("native", Mode::Native), ("generic", Mode::Generic)];
 const GOALS: [(&str, WaitFor); 2] = [("drained", WaitFor::Drained), ("active", WaitFor::Active)];
 
@@ -262,10 +265,19 @@ pub struct ServiceSettings {
     /// UDP: steer each datagram by itself and track no flow [default: false]
     #[arg(long, value_name = "true|false")]
     pub per_datagram: Option<bool>,
+    /// How long the flows of a backend that fails its checks are kept; 0 cuts them at once [default: none]
+    #[arg(long, value_name = "DUR|none")]
+    pub unhealthy_drain: Option<Limit>,
+    /// With no backend healthy, let the unhealthy ones serve or refuse new flows [default: fail_open]
+    #[arg(long, value_name = "fail_open|refuse", value_parser = words(&WHEN_UNHEALTHY))]
+    pub when_unhealthy: Option<WhenUnhealthy>,
+    /// How the backends are checked
+    #[command(flatten)]
+    pub check: Box<CheckArgs>,
 }
 
 impl ServiceSettings {
-    /// What was typed, as the daemon takes it.
+    /// What was typed, as the daemon takes it, apart from the health check.
     pub fn patch(&self) -> ServicePatch {
         ServicePatch {
             drain_timeout_s: self.drain_timeout,
@@ -278,6 +290,8 @@ impl ServiceSettings {
             max_out: self.max_out.map(|max| max.0),
             affinity: self.affinity.map(|bits| bits.0),
             per_datagram: self.per_datagram,
+            unhealthy_drain_s: self.unhealthy_drain,
+            when_unhealthy: self.when_unhealthy,
             ..ServicePatch::default()
         }
     }

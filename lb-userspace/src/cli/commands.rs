@@ -12,6 +12,7 @@ use crate::{
     api::{client::Client, wire::Flows},
     config::file::NewService,
     control::{
+        Error,
         model::{BackendPatch, BackendSpec, ServicePatch, Status},
         vip::{BackendAddress, Vip},
     },
@@ -50,7 +51,8 @@ pub(super) async fn add_service(
     client: &Client,
     print: Printer,
 ) -> Done {
-    let service = NewService { name, vip, forward, settings: settings.patch() };
+    let health = settings.check.health(None).map_err(|error| usage(&error))?;
+    let service = NewService { name, vip, forward, settings: ServicePatch { health, ..settings.patch() } };
     let added = client.add_service(&service).await?;
     print.say(&added, &format!("service {name} added: {vip}"))?;
     Ok(Exit::Done)
@@ -72,13 +74,19 @@ pub(super) async fn show_service(name: &str, client: &Client, print: Printer) ->
 
 /// `ebb service set`.
 pub(super) async fn set_service(name: &str, settings: &ServiceSettings, client: &Client, print: Printer) -> Done {
-    let patch = settings.patch();
+    let present = if settings.check.build_on_present() { client.service(name).await?.settings.health } else { None };
+    let health = settings.check.health(present.as_ref()).map_err(|error| usage(&error))?;
+    let patch = ServicePatch { health, ..settings.patch() };
     if patch == ServicePatch::default() {
         return Err(Failure::usage("nothing to change: name a setting, see \"ebb service set --help\""));
     }
     let service = client.set_service(name, &patch).await?;
     print.say(&service, &format!("service {name} changed"))?;
     Ok(Exit::Done)
+}
+
+fn usage(error: &Error) -> Failure {
+    Failure::usage(error.to_string())
 }
 
 /// `ebb service remove`.

@@ -1,6 +1,7 @@
 //! The `ebb` command line: what can be typed, what is asked of the daemon, and how its answers are shown.
 
 pub mod args;
+pub mod check;
 mod commands;
 mod decap;
 mod doctor;

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::{self, DaemonInfo, metrics, socket::Socket},
     config::file::{self, File},
-    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, store::Store},
+    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, store::Store},
     datapath::{self, EbpfDatapath, OpenError},
     net::NetlinkResolver,
 };
@@ -136,6 +136,7 @@ impl Daemon {
         if let Some(listener) = metrics {
             tokio::spawn(metrics::serve(listener, handle.clone(), wait_for(stopped.clone())));
         }
+        tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
         let info = DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -11,11 +11,12 @@ use super::{
 };
 use crate::{
     api::wire::ServiceView,
+    config::health,
     control::{
         duration,
         model::{
             BackendStatus, CutPolicy, DatapathStatus, DrainStatus, FlowState, FlowView, Forward, LastDrain, Outcome,
-            ServiceStatus, State, Status,
+            ServiceStatus, State, Status, WhenUnhealthy,
         },
     },
 };
@@ -66,6 +67,9 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("slow start", settings.slow_start_s.to_string()),
         ("max out", settings.max_out.map_or_else(|| "none".to_owned(), |max| max.to_string())),
         ("affinity", settings.affinity.map_or_else(|| "none".to_owned(), |prefix| format!("/{prefix}"))),
+        ("health check", settings.health.as_ref().map_or_else(|| "none".to_owned(), health::describe)),
+        ("unhealthy drain", settings.unhealthy_drain_s.to_string()),
+        ("when unhealthy", when_unhealthy(settings.when_unhealthy).to_owned()),
         ("per datagram", if settings.per_datagram { "yes" } else { "no" }.to_owned()),
     ] {
         writeln!(out, "{what:17} {value}")?;
@@ -222,6 +226,13 @@ fn forward(forward: Forward) -> &'static str {
         Forward::Dsr => "dsr",
         Forward::Nat => "nat",
         Forward::Tunnel => "tunnel",
+    }
+}
+
+fn when_unhealthy(when: WhenUnhealthy) -> &'static str {
+    match when {
+        WhenUnhealthy::FailOpen => "fail_open",
+        WhenUnhealthy::Refuse => "refuse",
     }
 }
 

@@ -6,12 +6,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::diagnose::{self, Mistake};
+use super::{
+    diagnose::{self, Mistake},
+    health::CheckSettings,
+};
 use crate::{
     control::{
         Error,
         duration::{Limit, Seconds},
-        model::{BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService},
+        model::{BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
+        validate,
         vip::{BackendAddress, Vip, check_name},
     },
     datapath::{CutPolicy, Forward},
@@ -93,6 +97,13 @@ pub struct Service {
     pub affinity: Option<u8>,
     /// UDP only: each datagram is steered by itself.
     pub per_datagram: Option<bool>,
+    /// How long the flows of a backend that fails its checks are kept; 0 cuts them at once.
+    pub unhealthy_drain: Option<Limit>,
+    /// What happens when no backend is healthy.
+    pub when_unhealthy: Option<WhenUnhealthy>,
+    /// How the backends are checked.
+    #[schemars(with = "Option<CheckSettings>")]
+    pub health_check: Option<Spanned<CheckSettings>>,
     /// The backends, in the file's order.
     #[serde(default, rename = "backend")]
     pub backends: Vec<Backend>,
@@ -137,7 +148,9 @@ impl Service {
                 max_out: self.max_out.map(Some),
                 affinity: self.affinity.map(Some),
                 per_datagram: self.per_datagram,
-                ..ServicePatch::default()
+                unhealthy_drain_s: self.unhealthy_drain,
+                when_unhealthy: self.when_unhealthy,
+                health: self.health_check.as_ref().map(|check| check.get_ref().over(None)).transpose()?.map(Some),
             },
         };
         Ok(WantedService { service: service.spec()?, backends: self.backends.iter().map(Backend::spec).collect() })
@@ -188,6 +201,7 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         unique(text, &mut names, "service", &service.name)?;
         unique(text, &mut vips, "VIP", &service.vip)?;
         check_backends(text, service)?;
+        check_health(text, service)?;
     }
     let backends = file.services.iter().flat_map(|service| &service.backends);
     for weight in backends.filter_map(|backend| backend.weight.as_ref()) {
@@ -197,6 +211,12 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         }
     }
     Ok(file)
+}
+
+fn check_health(text: &str, service: &Service) -> Result<(), Mistake> {
+    let Some(settings) = &service.health_check else { return Ok(()) };
+    let checked = settings.get_ref().over(None).and_then(|health| validate::health(service.name.get_ref(), &health));
+    checked.map_err(|error| Mistake::at(text, settings.span(), error.to_string()))
 }
 
 fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
@@ -297,6 +317,41 @@ on_drain_timeout = "reset"
         let asked: ServiceSpec =
             serde_json::from_str(r#"{"name":"w","vip":"10.0.0.1:80/tcp"}"#).expect("enough over the wire too");
         assert_eq!(file.wanted().expect("well formed")[0].service, asked);
+    }
+
+    const CHECKED: &str = r#"
+[[service]]
+name = "web"
+vip = "10.0.0.100:80/tcp"
+unhealthy_drain = "30s"
+when_unhealthy = "refuse"
+  [service.health_check]
+  check = "http"
+  path = "/up"
+  interval = "2s"
+"#;
+
+    #[test]
+    fn a_health_check_is_read() {
+        let wanted = parse(CHECKED).expect("well formed").wanted().expect("well formed");
+        let service = &wanted[0].service;
+        assert_eq!((service.unhealthy_drain_s, service.when_unhealthy), (Limit::seconds(30), WhenUnhealthy::Refuse));
+        let health = service.health.as_ref().expect("it has a check");
+        assert_eq!((health.interval_s, health.fall), (Seconds::new(2), 3));
+    }
+
+    #[test]
+    fn a_wrong_health_check_is_placed() {
+        for (from, to, expected) in [
+            ("path =", "paht =", "line 9, column 3: unknown key \"paht\", did you mean \"path\"?"),
+            ("\"/up\"", "\"up\"", "line 7, column 3: service web: health check: the path begins with /"),
+            ("\"http\"", "\"tcp\"", "line 7, column 3: health check: path is a setting of http checks"),
+            ("\"http\"", "\"htp\"", "line 8, column 11: unknown value \"htp\", did you mean \"http\"?"),
+            ("\"2s\"", "\"1ms\"", "line 7, column 3: service web: health check: the interval is at least 100ms"),
+        ] {
+            let line = said(&CHECKED.replace(from, to));
+            assert!(line.starts_with(expected), "{to}: {line}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod diagnose;
 pub mod file;
+pub mod health;
 pub mod reference;
 
 use std::{

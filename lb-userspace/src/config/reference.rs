@@ -3,7 +3,10 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use super::file::File;
+use super::{
+    file::File,
+    health::{CheckKind, CheckSettings},
+};
 use crate::{cli::args, control::model::ServiceSpec, datapath};
 
 const INTRODUCTION: &str = "# The configuration file\n\n\
@@ -11,6 +14,9 @@ const INTRODUCTION: &str = "# The configuration file\n\n\
     told with its line, its column and the nearest key there is. Durations are written `\"90s\"`, `\"5m\"`, `\"1h30m\"` or as a\n\
     number of seconds. With a file, the services are exactly those in it: what it lacks is drained, and then removed.\n\n\
     This page is generated from the program's own types (`EBB_WRITE_DOCS=1 cargo test -p lb-userspace reference`).\n";
+
+/// Keys that are blocks.
+const BLOCKS: [&str; 2] = ["backend", "health_check"];
 
 /// The whole page, in Markdown.
 pub fn page() -> String {
@@ -20,6 +26,7 @@ pub fn page() -> String {
     let sections = [
         ("Daemon", "[daemon]", "How the daemon runs. A flag of `ebb run` wins over its key.", daemon_defaults()),
         ("Service", "[[service]]", "One block for each service.", service_defaults()),
+        ("CheckSettings", "[service.health_check]", "How a service's backends are checked.", check_defaults()),
         ("Backend", "[[service.backend]]", "One block for each backend, below its service.", json!({ "weight": 1 })),
     ];
     for (kind, heading, text, defaults) in sections {
@@ -32,7 +39,8 @@ fn format_section(schema: &Value, kinds: &Value, heading: &str, text: &str, defa
     let mut section = format!("\n## `{heading}`\n\n{text}\n\n| key | value | default | |\n|---|---|---|---|\n");
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     // Blocks have sections of their own.
-    let keys = schema["properties"].as_object().into_iter().flatten().filter(|(key, _)| *key != "backend");
+    let keys =
+        schema["properties"].as_object().into_iter().flatten().filter(|(key, _)| !BLOCKS.contains(&key.as_str()));
     let (needed, other): (Vec<_>, Vec<_>) = keys.partition(|(key, _)| required.contains(&key.as_str()));
     for (key, property) in needed.into_iter().chain(other) {
         let default = match defaults.get(key) {
@@ -70,8 +78,9 @@ fn value_words(schema: &Value, kinds: &Value) -> String {
         kind => kind.clone(),
     };
     match kind.as_str() {
-        Some("integer") => "number".to_owned(),
+        Some("integer" | "number") => "number".to_owned(),
         Some("boolean") => "`true` or `false`".to_owned(),
+        Some("array") if schema["items"]["type"] == "integer" => "list of numbers".to_owned(),
         Some("array") => "list of text".to_owned(),
         _ => "text".to_owned(),
     }
@@ -92,6 +101,18 @@ fn service_defaults() -> Value {
     let filled_in = serde_json::to_value(spec).unwrap_or_default();
     for (key, value) in filled_in.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
         defaults[key.strip_suffix("_s").unwrap_or(key)] = value.clone();
+    }
+    defaults
+}
+
+fn check_defaults() -> Value {
+    let settings = CheckSettings { check: Some(CheckKind::Tcp), ..CheckSettings::default() };
+    let mut filled_in = serde_json::to_value(settings.over(None).ok()).unwrap_or_default();
+    let mut defaults = json!({});
+    for (key, value) in filled_in.as_object_mut().into_iter().flatten() {
+        if value.is_number() {
+            defaults[key.strip_suffix("_s").unwrap_or(key)] = value.take();
+        }
     }
     defaults
 }

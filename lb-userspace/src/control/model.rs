@@ -66,7 +66,7 @@ pub struct ServiceSpec {
     #[serde(default)]
     pub unhealthy_drain_s: Limit,
     /// The health check; none means that a resolved backend is healthy.
-    #[serde(default)]
+    #[serde(default, rename = "health_check")]
     pub health: Option<HealthSpec>,
 }
 
@@ -111,7 +111,7 @@ pub struct ServicePatch {
     #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub unhealthy_drain_s: Option<Limit>,
     /// See [`ServiceSpec::health`]; `null` takes it away.
-    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "health_check", deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub health: Option<Option<HealthSpec>>,
 }
 
@@ -160,9 +160,6 @@ pub struct HealthSpec {
     /// The port to check; the backend's own unless given.
     #[serde(default)]
     pub port: Option<u16>,
-    /// Check the VIP on that backend rather than its own address.
-    #[serde(default)]
-    pub via_vip: bool,
 }
 
 /// What a health check does.

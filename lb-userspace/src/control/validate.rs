@@ -31,7 +31,8 @@ pub fn service(spec: &ServiceSpec) -> Result<(), Error> {
     spec.health.as_ref().map_or(Ok(()), |health| self::health(&spec.name, health))
 }
 
-fn health(service: &str, spec: &HealthSpec) -> Result<(), Error> {
+/// Checks a health check.
+pub fn health(service: &str, spec: &HealthSpec) -> Result<(), Error> {
     let invalid = |why: &str| Err(Error::Invalid(format!("service {service}: health check: {why}")));
     if spec.interval_s.0 < Duration::from_millis(100) {
         return invalid("the interval is at least 100ms");
@@ -45,14 +46,25 @@ fn health(service: &str, spec: &HealthSpec) -> Result<(), Error> {
     if !(0.0..=1.0).contains(&spec.jitter) {
         return invalid("jitter is a share of the interval, 0 to 1");
     }
+    if spec.port == Some(0) {
+        return invalid("the port is 1 to 65535");
+    }
     match &spec.check {
         Check::Command { argv } if argv.is_empty() => invalid("the command is missing"),
         Check::Http { path, .. } if !path.starts_with('/') => invalid("the path begins with /"),
+        Check::Http { path, host, .. } if !(is_plain(path) && host.as_deref().is_none_or(is_plain)) => {
+            invalid("the path and the host are visible ASCII characters, without spaces: write others as %20")
+        }
         Check::Http { statuses, .. } if statuses.iter().any(|status| !(100..=599).contains(status)) => {
             invalid("statuses are 100 to 599")
         }
         _ => Ok(()),
     }
+}
+
+/// Whether this can stand in the head of a request.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
 }
 
 /// Checks a backend for this service.

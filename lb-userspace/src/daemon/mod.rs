@@ -1,10 +1,12 @@
 //! The async shells around the control core: the engine that owns the datapath, the clock, what is kept on disk.
 
 pub mod clock;
+mod command;
 mod engine;
 #[cfg(test)]
 pub(crate) mod fake;
 mod handle;
+pub mod health;
 mod resolver;
 pub mod store;
 

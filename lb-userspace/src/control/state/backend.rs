@@ -261,7 +261,8 @@ impl Step<'_> {
         } else if checked && health.is_bad() {
             (State::Unhealthy, format!("its checks fail: {}", health.detail()))
         } else if checked && !health.is_good() {
-            (State::Initial, WAITING_FOR_CHECKS.to_owned())
+            let seen = health.failing().map(|detail| format!("; the latest failed: {detail}"));
+            (State::Initial, format!("{WAITING_FOR_CHECKS}{}", seen.unwrap_or_default()))
         } else if checked {
             (State::Active, "its checks pass".to_owned())
         } else {

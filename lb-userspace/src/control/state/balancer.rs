@@ -321,16 +321,18 @@ impl Balancer {
         }
     }
 
-    /// The result of a check.
-    pub fn check(&mut self, service: &str, name: &str, passed: bool, detail: String, now: Now) {
+    /// The result of a check. True when it changed the backend's state.
+    pub fn check(&mut self, service: &str, name: &str, passed: bool, detail: String, now: Now) -> bool {
         let Ok((at, backend)) = self.find_backend(service, name) else {
-            return;
+            return false;
         };
         let before = self.services[at].backends[backend].machine.state;
         self.step(at, backend, Event::Check { passed, detail }, now);
-        if self.services[at].backends[backend].machine.state != before {
+        let changed = self.services[at].backends[backend].machine.state != before;
+        if changed {
             self.settle(at, now);
         }
+        changed
     }
 
     /// The packet path gives backends in a drain no new flow any more.

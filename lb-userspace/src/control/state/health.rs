@@ -47,6 +47,11 @@ impl Health {
         self.verdict == Some(false)
     }
 
+    /// What the latest check saw, if it failed.
+    pub fn failing(&self) -> Option<&str> {
+        (self.run < 0).then_some(&*self.detail)
+    }
+
     /// What the latest failed check saw.
     pub fn detail(&self) -> &str {
         &self.detail

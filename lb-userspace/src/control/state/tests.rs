@@ -46,7 +46,7 @@ impl World {
         };
         let mut spec = serde_json::json!({ "name": "web", "vip": "10.0.0.100:80/tcp", "idle_timeout_s": 30 });
         if checked {
-            spec["health"] = serde_json::json!({ "check": { "kind": "tcp" }, "rise": 1, "fall": 2 });
+            spec["health_check"] = serde_json::json!({ "check": { "kind": "tcp" }, "rise": 1, "fall": 2 });
         }
         let spec: ServiceSpec = serde_json::from_value(spec).expect("a service");
         world.balancer.add_service(spec, LIMITS, world.now).expect("a service");

@@ -109,8 +109,10 @@ impl Engine {
             }
             Request::Check(report) => {
                 let now = self.now();
-                self.balancer.check(&report.service, &report.backend, report.passed, report.detail, now);
-                self.cycle_and_log(false);
+                // Thousands come every second, and nearly all say what is known.
+                if self.balancer.check(&report.service, &report.backend, report.passed, report.detail, now) {
+                    self.cycle_and_log(false);
+                }
                 return None;
             }
             _ => return None,

@@ -1,0 +1,130 @@
+//! Health checks: a task for each backend of a service that has a check, and what they find told to the engine. When checks make
+//! a backend healthy or unhealthy is the control core's affair.
+
+pub(super) mod http;
+mod probe;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use super::handle::{CheckReport, CheckTarget, Handle};
+use crate::control::{duration, model::Check};
+
+pub use probe::NetworkProber;
+
+/// Checks over the network that may be under way at once, if the process may have as many files open.
+const NETWORK_LIMIT: usize = 512;
+/// Commands that may run at once.
+const COMMAND_LIMIT: usize = 16;
+
+/// Carries out one check.
+pub trait Prober: Send + Sync + 'static {
+    /// Fails with what was seen, in words. The time is limited by the caller, who drops what takes too long.
+    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// Checks what there is to be checked until `shutdown`.
+pub async fn run(handle: Handle, prober: Arc<dyn Prober>, shutdown: impl Future<Output = ()>) {
+    let targets = handle.check_targets();
+    let shared = Arc::new(Shared {
+        handle,
+        prober,
+        network: Semaphore::new(NETWORK_LIMIT.min(files_limit() / 4).max(1)),
+        commands: Semaphore::new(COMMAND_LIMIT),
+    });
+    tokio::select! {
+        () = follow(targets, &shared) => {}
+        () = shutdown => {}
+    }
+}
+
+struct Shared {
+    handle: Handle,
+    prober: Arc<dyn Prober>,
+    network: Semaphore,
+    commands: Semaphore,
+}
+
+/// A backend being checked; dropping it ends that.
+struct Checked {
+    target: CheckTarget,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Keeps a task for each target, and the tasks of those that stay as they are.
+async fn follow(mut targets: watch::Receiver<Arc<Vec<CheckTarget>>>, shared: &Arc<Shared>) {
+    let mut checked: HashMap<(String, String), Checked> = HashMap::new();
+    loop {
+        let wanted = targets.borrow_and_update().clone();
+        let mut before = std::mem::take(&mut checked);
+        let mut fresh = Vec::new();
+        for target in wanted.iter() {
+            let key = (target.service.clone(), target.backend.clone());
+            match before.remove(&key) {
+                Some(same) if same.target == *target => drop(checked.insert(key, same)),
+                _ => fresh.push((key, target)),
+            }
+        }
+        drop(before);
+        let count = fresh.len();
+        for (key, target) in fresh {
+            let first = schedule::first(target, count);
+            let task = tokio::spawn(check_for_ever(target.clone(), first, shared.clone()));
+            checked.insert(key, Checked { target: target.clone(), task });
+        }
+        if targets.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn check_for_ever(target: CheckTarget, first: std::time::Duration, shared: Arc<Shared>) {
+    tokio::time::sleep(first).await;
+    for round in 0.. {
+        let begun = Instant::now();
+        let seen = check(&target, &shared).await;
+        let report = CheckReport {
+            service: target.service.clone(),
+            backend: target.backend.clone(),
+            passed: seen.is_ok(),
+            detail: seen.err().unwrap_or_default(),
+        };
+        shared.handle.report_check(report).await;
+        tokio::time::sleep_until(begun + schedule::interval(&target, round)).await;
+    }
+}
+
+async fn check(target: &CheckTarget, shared: &Shared) -> Result<(), String> {
+    let places = match target.health.check {
+        Check::Command { .. } => &shared.commands,
+        _ => &shared.network,
+    };
+    // They are never closed.
+    let _place = places.acquire().await;
+    let timeout = target.health.timeout_s.0;
+    let limited = tokio::time::timeout(timeout, shared.prober.probe(target)).await;
+    limited.unwrap_or_else(|_| Err(format!("no answer within {}", duration::format(timeout))))
+}
+
+/// How many files this process may have open.
+fn files_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit, which is all that the call asks for.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if failed == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1_024 }
+}
