@@ -1,5 +1,6 @@
 //! Next hops followed over netlink, between real network namespaces.
 use std::{
+    fmt::Write as _,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -136,9 +137,10 @@ fn lost_events_are_made_good() {
         resolver.watch(address("10.9.0.66"));
         assert!(update(&mut updates, "10.9.0.66").await.is_some());
         // This thread runs the resolver too, and does not come back to it before all is done.
-        let mut batch: String = (0..4_000)
-            .map(|n| format!("neigh replace fd00:9::{n:x} dev ebb0 lladdr 02:00:00:00:00:01 nud permanent\n"))
-            .collect();
+        let mut batch = String::new();
+        for n in 0..4_000 {
+            writeln!(batch, "neigh replace fd00:9::{n:x} dev ebb0 lladdr 02:00:00:00:00:01 nud permanent").unwrap();
+        }
         batch.push_str("neigh replace 10.9.0.66 dev ebb0 lladdr 02:00:00:00:00:67 nud permanent\n");
         ip_batch(&batch);
         let start = Instant::now();
