@@ -29,6 +29,7 @@ const TOOLS: &[Tool] = &[
     tool("nsenter", "util-linux"),
     tool("curl", "curl"),
     tool("socat", "socat"),
+    tool("tmux", "tmux"),
     Tool { unit: Some("iperf3.service"), ..tool("iperf3", "iperf3") },
     Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];
