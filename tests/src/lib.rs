@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod lab;
+pub mod model;
 pub mod packets;
 pub mod rig;
 pub mod scene;
