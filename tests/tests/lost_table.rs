@@ -16,7 +16,7 @@ use ebb_tests::{
 
 const HELD: usize = 4_000;
 /// Short, since a drain must not end early until one of these after the loss.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(40);
 const LONG: Duration = Duration::from_mins(1);
 
 /// Four thousand connections over four backends, one of them draining; how many are on it.
