@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use ebb_tests::{
     lab::{Arms, Family, Plan, ip},
     scene::{Forward, SOON, Scene, Setting},
-    traffic::{Closer, Connection, Conversation, End, Fault, last_end},
+    traffic::{Closer, Connection, Conversation, End, Fault, Group, last_end},
     verdict::END_SLACK,
     wait_until,
 };
@@ -70,30 +70,37 @@ fn drains_early(scene: &Scene) -> Result<()> {
 }
 
 fn resets_both_ends(scene: &Scene) -> Result<()> {
-    // Half of them talk all the time, half are silent when they are cut.
+    // Some talk all the time, some are in the middle of long transfers both ways, some are silent when they are cut.
     let busy =
         scene.client.open(Conversation { pause: Duration::from_millis(2), ..Conversation::with(scene.web()) }, 20);
     let idle = Conversation { pause: Duration::from_secs(30), ..Conversation::rarely_talking_with(scene.web()) };
     let idle = scene.client.open(idle, 20);
+    let pause = Duration::ZERO;
+    let bulk = scene.client.open(Conversation { pause, payload_len: 1_000_000, ..Conversation::with(scene.web()) }, 12);
+    let groups = [&busy, &idle, &bulk];
     busy.wait_open(20, SOON)?;
     idle.wait_open(20, SOON)?;
-    let at_b1 = busy.tally().open_at("b1") + idle.tally().open_at("b1");
+    bulk.wait_open(12, SOON)?;
+    let at_b1: usize = groups.iter().map(|group| group.tally().open_at("b1")).sum();
     let before = scene.servers[1].accepted();
     let output = scene.ebb.cli(&["drain", "web/b1", "--timeout", "1s", "--wait"])?;
     assert_eq!(output.code, 3, "{output:?}");
 
-    let accounts = || [busy.connections(), idle.connections()].concat();
+    let accounts = || groups.map(Group::connections).concat();
     let reset = |c: &Connection| matches!(c.end, Some((End::Broken(Fault::Reset), _)));
     wait_until("the clients to be reset", SOON, || {
         accounts().iter().filter(|c| c.is_served_by("b1") && reset(c)).count() == at_b1
     })
-    .with_context(|| format!("{at_b1} of {:?} and {:?}", busy.tally(), idle.tally()))?;
+    .with_context(|| format!("{at_b1} of {:?}", groups.map(Group::tally)))?;
     wait_until("the server to be reset", SOON, || scene.servers[1].open() == 0)?;
     let server = scene.servers[1].connections();
     let reset_there = server[before - at_b1..].iter().filter(|c| matches!(c.end, Some((End::Broken(Fault::Reset), _))));
     assert_eq!(reset_there.count(), at_b1, "{:?}", &server[before - at_b1..]);
-    let clean = busy.finish_and_wait(SOON)?.clean + idle.finish_and_wait(SOON)?.clean;
-    assert_eq!(clean, 40 - at_b1, "the others were left alone");
+    let mut clean = 0;
+    for group in groups {
+        clean += group.finish_and_wait(SOON)?.clean;
+    }
+    assert_eq!(clean, 52 - at_b1, "the others were left alone");
     Ok(())
 }
 

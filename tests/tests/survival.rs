@@ -12,20 +12,21 @@ use ebb_tests::{
     wait_until,
 };
 
-/// A scene with connections held and b1 draining, and how many connections b1 has.
-fn in_mid_drain(timeout: &str) -> Result<(Scene, Group, usize)> {
+/// A scene with connections held and b1 draining, how many connections b1 has, and when the drain was asked for.
+fn in_mid_drain(timeout: &str) -> Result<(Scene, Group, usize, Instant)> {
     let scene = Scene::with_web(Setting::default(), &[])?;
     let held = scene.hold(60)?;
     let at_b1 = held.tally().open_at("b1");
     ensure!(at_b1 > 0, "b1 has no connection: {:?}", held.tally());
+    let asked = Instant::now();
     scene.ebb.ok(&["drain", "web/b1", "--timeout", timeout])?;
-    Ok((scene, held, at_b1))
+    Ok((scene, held, at_b1, asked))
 }
 
 /// The daemon is away, then back: connections live on, new ones keep off the draining backend, and the
 /// drain ends with the deadline and the counts it had.
 fn is_survived(end: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
-    let (mut scene, held, at_b1) = in_mid_drain("60s")?;
+    let (mut scene, held, at_b1, _) = in_mid_drain("60s")?;
     let before = scene.ebb.backend("web/b1")?.drain.context("it is draining")?;
     end(&mut scene)?;
     assert_eq!(scene.ebb.cli(&["status"])?.code, 5, "nobody answers");
@@ -65,8 +66,8 @@ fn being_killed_is_survived() -> Result<()> {
 
 #[test]
 fn the_deadline_holds_without_the_daemon() -> Result<()> {
-    let (mut scene, held, at_b1) = in_mid_drain("3s")?;
-    let drained_at = Instant::now() + Duration::from_secs(3);
+    let (mut scene, held, at_b1, asked) = in_mid_drain("3s")?;
+    let drained_at = asked + Duration::from_secs(3);
     scene.ebb.kill()?;
     assert_eq!(held.tally().broken(), 0, "not before the deadline");
     wait_until("the packet path to cut", SOON, || held.tally().broken() >= at_b1)?;
@@ -81,6 +82,9 @@ fn the_deadline_holds_without_the_daemon() -> Result<()> {
     scene.ebb.run()?;
     let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
     assert_eq!(last.outcome, "deadline");
+    // Without the daemon whoever speaks is answered; it tells the servers that have been silent.
+    wait_until("b1's server to be reset", SOON, || scene.servers[1].open() == 0)
+        .with_context(|| format!("{} of {at_b1} are open", scene.servers[1].open()))?;
     let tally = held.finish_and_wait(SOON)?;
     assert_eq!(tally.clean, 60 - at_b1, "{tally:?}");
     Ok(())
@@ -88,7 +92,7 @@ fn the_deadline_holds_without_the_daemon() -> Result<()> {
 
 #[test]
 fn a_deadline_passed_while_the_daemon_was_away_is_made_good() -> Result<()> {
-    let (mut scene, held, _) = in_mid_drain("2s")?;
+    let (mut scene, held, ..) = in_mid_drain("2s")?;
     scene.ebb.terminate()?;
     // Time itself is what this is about.
     thread::sleep(Duration::from_secs(3));
@@ -101,7 +105,7 @@ fn a_deadline_passed_while_the_daemon_was_away_is_made_good() -> Result<()> {
 
 #[test]
 fn all_connections_ended_while_the_daemon_was_away() -> Result<()> {
-    let (mut scene, held, at_b1) = in_mid_drain("none")?;
+    let (mut scene, held, at_b1, _) = in_mid_drain("none")?;
     scene.ebb.kill()?;
     let tally = held.finish_and_wait(SOON)?;
     assert_eq!(tally.clean, 60, "{tally:?}");
