@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::{self, DaemonInfo, metrics, socket::Socket},
     config::file::{self, File},
-    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, store::Store},
+    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, hooks, store::Store},
     datapath::{self, EbpfDatapath, OpenError},
     net::NetlinkResolver,
 };
@@ -137,6 +137,9 @@ impl Daemon {
             tokio::spawn(metrics::serve(listener, handle.clone(), wait_for(stopped.clone())));
         }
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
+        if !settings.hooks.is_empty() {
+            tokio::spawn(tell_hooks(handle.clone(), settings.clone(), wait_for(stopped.clone())));
+        }
         let info = DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -223,6 +226,13 @@ async fn join(engine: JoinHandle<()>) {
     let joined = tokio::task::spawn_blocking(move || engine.join()).await;
     if !matches!(joined, Ok(Ok(()))) {
         tracing::error!("the engine ended badly; the state is as it was last saved");
+    }
+}
+
+async fn tell_hooks(handle: Handle, settings: Settings, stopped: impl Future<Output = ()>) {
+    let directory = settings.state_dir.join("hooks");
+    if let Err(error) = hooks::run(handle, settings.hooks, &directory, stopped).await {
+        tracing::error!("hooks are told nothing: cannot keep their queues in {}: {error}", directory.display());
     }
 }
 

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use super::args::{DEFAULT_STATE_DIR, Places, RunArgs};
 use crate::{
     config::file::{Daemon, Mode},
+    daemon::hooks::HookSpec,
     datapath,
 };
 
@@ -17,6 +18,8 @@ pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     /// Where metrics are served, if anywhere.
     pub(super) metrics: Option<SocketAddr>,
+    /// Who is told what happens.
+    pub(super) hooks: Vec<HookSpec>,
 }
 
 impl Settings {
@@ -29,6 +32,7 @@ impl Settings {
         Self {
             state_dir: state_dir.cloned().unwrap_or_else(default_state_dir),
             metrics: args.metrics.or(file.metrics),
+            hooks: file.hooks.clone(),
             datapath: datapath::Options {
                 interfaces: interfaces.clone(),
                 mode: mode(args.mode.or(file.mode)),

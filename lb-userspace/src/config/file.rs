@@ -18,6 +18,7 @@ use crate::{
         validate,
         vip::{BackendAddress, Vip, check_name},
     },
+    daemon::hooks::HookSpec,
     datapath::{CutPolicy, Forward},
 };
 
@@ -50,6 +51,9 @@ pub struct Daemon {
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.
     pub state_dir: Option<PathBuf>,
+    /// Who is told what happens to backends.
+    #[serde(default, rename = "hook")]
+    pub hooks: Vec<HookSpec>,
 }
 
 /// Where the program runs.
@@ -194,6 +198,7 @@ impl NewService<'_> {
 /// Reads a file's text and checks all that can be checked without a daemon.
 pub fn parse(text: &str) -> Result<File, Mistake> {
     let file: File = diagnose::read(text)?;
+    check_hooks(text, &file.daemon.hooks)?;
     let mut names = HashMap::new();
     let mut vips = HashMap::new();
     for service in &file.services {
@@ -211,6 +216,18 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         }
     }
     Ok(file)
+}
+
+/// A hook is named in the message; the file's types keep no place for it.
+fn check_hooks(text: &str, hooks: &[HookSpec]) -> Result<(), Mistake> {
+    let place = text.find("[[daemon.hook]]").unwrap_or(0);
+    for (at, hook) in hooks.iter().enumerate() {
+        hook.check().map_err(|error| Mistake::at(text, place..place, error.to_string()))?;
+        if hooks[..at].iter().any(|earlier| earlier.name == hook.name) {
+            return Err(Mistake::at(text, place..place, format!("hook \"{}\" is there twice", hook.name)));
+        }
+    }
+    Ok(())
 }
 
 fn check_health(text: &str, service: &Service) -> Result<(), Mistake> {
@@ -352,6 +369,17 @@ when_unhealthy = "refuse"
             let line = said(&CHECKED.replace(from, to));
             assert!(line.starts_with(expected), "{to}: {line}");
         }
+    }
+
+    #[test]
+    fn hooks_are_read_and_checked() {
+        let hook = "[[daemon.hook]]\nname = \"pager\"\nurl = \"http://192.0.2.1/ebb\"\ntimeout = \"3s\"\n";
+        let file = parse(hook).expect("well formed");
+        assert_eq!((&*file.daemon.hooks[0].name, file.daemon.hooks[0].retries), ("pager", 5));
+        let line = said(&hook.replace("http:", "https:"));
+        assert!(line.starts_with("line 1, column 1: hook pager: 'https://"), "{line}");
+        let line = said(&format!("{hook}{hook}"));
+        assert_eq!(line, "line 1, column 1: hook \"pager\" is there twice");
     }
 
     #[test]

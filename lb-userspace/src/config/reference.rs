@@ -16,7 +16,7 @@ const INTRODUCTION: &str = "# The configuration file\n\n\
     This page is generated from the program's own types (`EBB_WRITE_DOCS=1 cargo test -p lb-userspace reference`).\n";
 
 /// Keys that are blocks.
-const BLOCKS: [&str; 2] = ["backend", "health_check"];
+const BLOCKS: [&str; 3] = ["backend", "health_check", "hook"];
 
 /// The whole page, in Markdown.
 pub fn page() -> String {
@@ -25,6 +25,7 @@ pub fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     let sections = [
         ("Daemon", "[daemon]", "How the daemon runs. A flag of `ebb run` wins over its key.", daemon_defaults()),
+        ("HookSpec", "[[daemon.hook]]", "One block for each hook; a change takes a restart.", hook_defaults()),
         ("Service", "[[service]]", "One block for each service.", service_defaults()),
         ("CheckSettings", "[service.health_check]", "How a service's backends are checked.", check_defaults()),
         ("Backend", "[[service.backend]]", "One block for each backend, below its service.", json!({ "weight": 1 })),
@@ -115,6 +116,10 @@ fn check_defaults() -> Value {
         }
     }
     defaults
+}
+
+fn hook_defaults() -> Value {
+    json!({ "timeout": 10, "retries": 5 })
 }
 
 fn daemon_defaults() -> Value {

@@ -7,6 +7,7 @@ mod engine;
 pub(crate) mod fake;
 mod handle;
 pub mod health;
+pub mod hooks;
 mod resolver;
 pub mod store;
 
