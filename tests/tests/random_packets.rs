@@ -31,10 +31,10 @@ fn set_up() -> Rig {
             let slot = backend_slot(service, backend);
             rig.backends.set(slot, cell.backend_row(slot as u8, service as u16));
         }
-        let ring: Vec<RingSlot> = (0..RING)
+        let slots: Vec<RingSlot> = (0..RING)
             .map(|slot| RingSlot { owner: 1 + backend_slot(service, owner(service, slot)), previous: 0 })
             .collect();
-        rig.put_ring(service as u16, 0, &ring).expect("publish a ring");
+        rig.put_ring(service as u16, 0, &slots).expect("publish a ring");
     }
     rig
 }

@@ -108,8 +108,8 @@ fn sound(random: &mut Random) -> Frame {
     frame.payload = vec![0x5a; random.below(64) as usize];
     if random.once_in(4) {
         frame.ip_options = vec![1; random.below(11) as usize * 4];
-        frame.extensions =
-            [vec![], vec![Extension::HopByHop], vec![Extension::Destination]][random.below(3) as usize].clone();
+        let chains = [vec![], vec![Extension::HopByHop], vec![Extension::Destination]];
+        frame.extensions.clone_from(&chains[random.below(3) as usize]);
     }
     if random.once_in(4) {
         // Few identifications, so that later fragments meet their first.
