@@ -134,7 +134,7 @@ pub fn is_datagram(packet: &Packet, ip: &Ip) -> bool {
     let Some(udp) = packet.window::<8>(ip.payload) else { return false };
     let len = u16::from_be(udp.get::<u16, 4>()) as usize;
     let in_packet = ip.len.wrapping_sub(ip.payload - ip.offset);
-    len >= 8 && in_packet >= 8 && in_packet <= 0xffff && (len <= in_packet || !ip.fragment.is(Part::Whole))
+    len >= 8 && (8..=0xffff).contains(&in_packet) && (len <= in_packet || !ip.fragment.is(Part::Whole))
 }
 
 /// Reads a TCP segment's numbers; `Err` if its header contradicts the packet.
