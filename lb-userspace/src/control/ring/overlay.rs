@@ -28,15 +28,25 @@ pub struct Entrant {
 impl Ring {
     /// Takes a member out of rotation: its slots, and no others, go to those that lack most of their share.
     pub fn leave(&mut self, id: BackendSlot) {
-        let Some(index) = self.index_of.get(&id).copied().filter(|index| self.place(*index).inside) else {
-            return;
-        };
-        let slots = self.slots_of(index);
-        let place = self.place_mut(index);
-        place.inside = false;
-        place.ramp = None;
-        place.held = 0;
-        self.hand_out(&slots);
+        self.leave_all(&[id]);
+    }
+
+    /// Takes members out of rotation at one go: none of them stands in for another.
+    pub fn leave_all(&mut self, ids: &[BackendSlot]) {
+        let mut slots = Vec::new();
+        for id in ids {
+            let Some(index) = self.index_of.get(id).copied().filter(|index| self.place(*index).inside) else {
+                continue;
+            };
+            slots.extend(self.slots_of(index));
+            let place = self.place_mut(index);
+            place.inside = false;
+            place.ramp = None;
+            place.held = 0;
+        }
+        if !slots.is_empty() {
+            self.hand_out(&slots);
+        }
     }
 
     /// Puts a member into rotation; see [`Ring::enter_all`].

@@ -405,6 +405,11 @@ impl Step<'_> {
         if drain.initial_flows.is_none() {
             return;
         }
+        if drain.is_due(self.now) && self.backend.live == 0 {
+            // The latest look found nothing to cut, and nothing can have come since.
+            self.cut(0);
+            return;
+        }
         let window = service.cut_window_s.0;
         let in_window = drain.deadline.is_some_and(|deadline| deadline.left(self.now) <= window);
         if drain.is_due(self.now) || (in_window && !window.is_zero()) {

@@ -135,7 +135,7 @@ impl Balancer {
             self.step(at, backend, Event::Remove { now: at_once }, now);
         }
         self.settle(at, now);
-        self.bury(now);
+        self.tidy(now);
         Ok(())
     }
 
@@ -235,7 +235,7 @@ impl Balancer {
         }
         self.step(at, backend, Event::Remove { now: at_once }, now);
         self.settle(at, now);
-        self.bury(now);
+        self.tidy(now);
         Ok(())
     }
 
@@ -382,7 +382,7 @@ impl Balancer {
                 self.settle(at, now);
             }
         }
-        self.bury(now);
+        self.tidy(now);
     }
 
     /// From now on, and for one idle timeout, a count of none proves nothing.
@@ -399,19 +399,24 @@ impl Balancer {
     /// Time passes: deadlines, slow starts.
     pub fn tick(&mut self, now: Now) {
         for at in 0..self.services.len() {
-            for backend in 0..self.services[at].backends.len() {
+            let mut moved = self.services[at].is_ramping();
+            // From the end: a backend may be deleted.
+            for backend in (0..self.services[at].backends.len()).rev() {
                 let machine = &self.services[at].backends[backend].machine;
                 if machine.drain.is_some() || machine.unhealthy_until.is_some() {
+                    let before = machine.state;
                     self.step(at, backend, Event::Tick, now);
+                    moved |= self.services[at].backends.get(backend).is_none_or(|entry| entry.machine.state != before);
                 }
             }
-            if self.services[at].is_ramping() {
+            if moved {
                 self.settle(at, now);
             }
         }
+        self.tidy(now);
     }
 
-    /// What came of [`Work`]: connections were cut.
+    /// What came of [`Work`]: connections were cut. [`Balancer::tidy`] is due after the last.
     pub fn cut(&mut self, slot: BackendSlot, generation: u32, event: Event, now: Now) {
         let found = self.services.iter().enumerate().find_map(|(at, service)| {
             let here = |entry: &Entry| entry.slot == slot && entry.generation == generation;
@@ -423,7 +428,6 @@ impl Balancer {
             if self.services[at].backends.get(backend).is_none_or(|entry| entry.machine.state != before) {
                 self.settle(at, now);
             }
-            self.bury(now);
         }
     }
 
@@ -576,7 +580,7 @@ impl Balancer {
     fn delete(&mut self, at: usize, backend: usize, now: Now) {
         self.tell_of(EventKind::BackendRemoved, at, backend, now);
         let entry = self.services[at].backends.remove(backend);
-        self.services[at].refresh_members();
+        self.services[at].members_stale = true;
         self.dirty.insert(self.services[at].slot);
         self.work.push(Work::Retire(entry.slot, entry.generation));
         self.backend_slots.free(entry.slot.0, now.mono_ns);
@@ -590,8 +594,13 @@ impl Balancer {
         });
     }
 
-    /// Services being removed go once they are empty.
-    fn bury(&mut self, now: Now) {
+    /// After deletions: the rings learn of them, all at one go, and services being removed go once they are empty.
+    pub fn tidy(&mut self, now: Now) {
+        for service in &mut self.services {
+            if service.members_stale && !(service.removing && service.backends.is_empty()) {
+                service.refresh_members();
+            }
+        }
         while let Some(at) = self.services.iter().position(|service| service.removing && service.backends.is_empty()) {
             let service = self.services.remove(at);
             self.dirty.remove(&service.slot);

@@ -39,6 +39,8 @@ pub struct Service {
     pub backends: Vec<Entry>,
     /// Its steering table.
     pub ring: Ring,
+    /// Backends have been deleted of which the table still knows.
+    pub members_stale: bool,
     /// No backend is healthy and the unhealthy serve.
     pub failing_open: bool,
 }
@@ -115,7 +117,15 @@ impl Entry {
 impl Service {
     /// A service without backends.
     pub fn new(spec: ServiceSpec, slot: ServiceSlot) -> Self {
-        Self { spec, slot, removing: false, backends: Vec::new(), ring: Ring::new(&[]), failing_open: false }
+        Self {
+            spec,
+            slot,
+            removing: false,
+            backends: Vec::new(),
+            ring: Ring::new(&[]),
+            members_stale: false,
+            failing_open: false,
+        }
     }
 
     /// Silence after which one of its flows counts as finished.
@@ -146,6 +156,7 @@ impl Service {
     pub fn refresh_members(&mut self) {
         let members: Vec<Member> = self.backends.iter().map(Entry::member).collect();
         self.ring.set_members(&members);
+        self.members_stale = false;
     }
 
     /// The ring's members.
@@ -167,6 +178,7 @@ impl Service {
         let entering: Vec<usize> =
             (0..wanted.len()).filter(|at| wanted[*at] && !self.ring.is_in(self.backends[*at].slot)).collect();
         self.enter(&entering, now);
+        let mut leaving = Vec::new();
         for (entry, wanted) in self.backends.iter_mut().zip(wanted) {
             let remembered = match &entry.machine.drain {
                 Some(drain) => drain.was_in,
@@ -174,10 +186,11 @@ impl Service {
             };
             self.ring.set_draining(entry.slot, remembered);
             if !wanted && self.ring.is_in(entry.slot) {
-                self.ring.leave(entry.slot);
+                leaving.push(entry.slot);
                 entry.ramp_since_ns = None;
             }
         }
+        self.ring.leave_all(&leaving);
         self.ramp(now);
     }
 

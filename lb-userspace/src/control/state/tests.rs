@@ -143,6 +143,7 @@ impl World {
                 self.balancer.cut(slot, generation, backend::Event::Cut { cut }, self.now);
             }
         }
+        self.balancer.tidy(self.now);
         self.balancer.take_work();
         self.hear();
     }

@@ -289,9 +289,14 @@ impl Engine {
         // Each round can only lead to fewer: cuts end drains, ended drains delete backends, deleted backends free rows.
         for _ in 0..4 {
             let work = self.balancer.take_work();
-            for work in work {
-                self.carry_out(work)?;
-            }
+            let (to_retire, cuts): (Vec<_>, Vec<_>) =
+                work.into_iter().partition(|work| matches!(work, Work::Retire(..) | Work::Clear(_)));
+            self.retiring.extend(to_retire);
+            // What fails here is asked for again by the next tick.
+            let carried_out = cuts.into_iter().try_for_each(|work| self.carry_out(work));
+            let now = self.now();
+            self.balancer.tidy(now);
+            carried_out?;
             self.publish()?;
             self.retire()?;
         }

@@ -14,6 +14,9 @@ use crate::{
     },
 };
 
+/// So many freed rows' flows are cleared between two looks: each walks the whole table.
+const PURGES_AT_ONCE: usize = 4;
+
 impl Engine {
     /// Writes what has changed: rows, then rings, then VIPs; then waits packets in flight out if somebody has left the
     /// rotation. After a failure everything that was to be written is to be written again.
@@ -128,8 +131,8 @@ impl Engine {
     /// Clears the entries of freed rows that have rested. Until then they answer late segments of cut flows.
     pub(super) fn purge_rested(&mut self) {
         let now_ns = self.clock.mono_ns();
-        while let Some((_, slot, generation)) = self.purges.front().copied().filter(|(at_ns, _, _)| *at_ns <= now_ns) {
-            self.purges.pop_front();
+        let due = self.purges.iter().take_while(|(at_ns, _, _)| *at_ns <= now_ns).count();
+        for (_, slot, generation) in self.purges.drain(..due.min(PURGES_AT_ONCE)).collect::<Vec<_>>() {
             if let Err(error) = self.datapath.purge(slot, generation) {
                 // A generation that is retired is not forwarded anyhow, and looks reclaim its entries as they age.
                 tracing::warn!("cannot clear the flows of a deleted backend: {error}");
