@@ -1,6 +1,6 @@
 //! Health checks against real servers: what a backend says of itself decides whether it gets new connections.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use ebb_tests::{
@@ -85,6 +85,12 @@ fn a_backend_that_fails_its_checks_keeps_its_connections_and_comes_back() -> Res
     scene.ebb.wait_state("web/b1", "unhealthy", SOON).context("without a connection there is nothing to wait for")?;
     scene.ebb.ok(&["service", "set", "web", "--check", "none"])?;
     scene.ebb.wait_state("web/b1", "active", SOON).context("nobody checks it any more")?;
+
+    // Finished flows are kept for late segments for 15 s; only then is it known how long they lasted.
+    wait_until("the advisor to have seen the flows end", Duration::from_secs(30), || {
+        let advice: Result<serde_json::Value> = scene.ebb.json(&["advise", "web"]);
+        advice.is_ok_and(|advice| advice["ended_flows"].as_u64() >= Some(60) && advice["recommended_s"].is_number())
+    })?;
     Ok(())
 }
 

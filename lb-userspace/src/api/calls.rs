@@ -10,6 +10,7 @@ use super::{
     client::{Client, ClientError, EventStream},
     wire::{BackendView, Backends, Drains, Events, Flows, Removal, ServiceView, Services, Wanted},
 };
+use crate::control::advisor::Advice;
 use crate::control::model::{
     ApplyReport, BackendPatch, BackendSpec, DrainRequest, DrainStarted, ServicePatch, ServiceSpec, Status, WaitFor,
     WaitResult,
@@ -34,6 +35,11 @@ impl Client {
     pub async fn status(&self, service: Option<&str>) -> Answer<Status> {
         let query = service.map_or_else(String::new, |service| format!("?service={service}"));
         self.get(&format!("/v1/status{query}")).await
+    }
+
+    /// What delay a service's drains want.
+    pub async fn advice(&self, service: &str) -> Answer<Advice> {
+        self.get(&format!("/v1/services/{service}/advice")).await
     }
 
     /// All services.

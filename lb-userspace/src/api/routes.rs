@@ -23,6 +23,7 @@ use super::{
 use crate::{
     control::{
         Error,
+        advisor::Advice,
         model::{
             ApplyReport, BackendPatch, BackendSpec, CountersView, DrainRequest, DrainStarted, FlowsRequest,
             ServicePatch, ServiceSpec, Status, WaitResult,
@@ -99,6 +100,11 @@ fn service_operations(api: Api<Handle>) -> Api<Handle> {
             add_service,
         )
         .operation(&openapi::get(one, "One service with its settings and backends").answer::<ServiceView>(), service)
+        .operation(
+            &openapi::get("/v1/services/{service}/advice", "What delay its drains want, from how long its flows last")
+                .answer::<Advice>(),
+            advice,
+        )
         .operation(
             &openapi::patch(one, "Change a service's settings; a missing field stays as it is")
                 .body::<ServicePatch>()
@@ -189,6 +195,10 @@ async fn add_service(
 ) -> Result<(StatusCode, Answer<ServiceSpec>)> {
     let added = engine.add_service(spec).await?;
     Ok((StatusCode::CREATED, Answer(added)))
+}
+
+async fn advice(State(engine): State<Handle>, Path(service): Path<String>) -> Result<Answer<Advice>> {
+    Ok(Answer(engine.advice(&service).await?))
 }
 
 async fn set_service(

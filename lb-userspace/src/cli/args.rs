@@ -110,6 +110,12 @@ pub enum Command {
         #[arg(value_parser = service_name)]
         service: Option<String>,
     },
+    /// Recommend a drain timeout from how long a service's flows have lasted
+    Advise {
+        /// Name of the service
+        #[arg(value_parser = service_name)]
+        service: String,
+    },
     /// The flows being tracked
     Flows(FlowsArgs),
     /// What happened: backends and drains changing state, services coming and going

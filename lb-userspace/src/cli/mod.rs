@@ -1,5 +1,6 @@
 //! The `ebb` command line: what can be typed, what is asked of the daemon, and how its answers are shown.
 
+mod advise;
 pub mod args;
 pub mod check;
 mod commands;
@@ -88,6 +89,7 @@ async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, 
         Command::Activate { target } => drains::activate(&target, client, print).await,
         Command::Wait(args) => drains::wait(&args, client, print).await,
         Command::Status { service } => commands::status(service.as_deref(), client, print).await,
+        Command::Advise { service } => advise::advise(&service, client, print).await,
         Command::Flows(args) => commands::flows(&args, client, print).await,
     }
 }

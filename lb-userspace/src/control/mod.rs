@@ -3,6 +3,7 @@
 //! **Invariant:** nothing here does I/O or reads a clock. The time is passed in, what is to be done is handed out, and the
 //! shells in `daemon` carry it out.
 
+pub mod advisor;
 pub mod duration;
 mod error;
 pub mod model;

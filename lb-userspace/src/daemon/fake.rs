@@ -15,8 +15,8 @@ use crate::{
     control::state::Now,
     datapath::{
         Adopted, AdoptedBackend, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters,
-        CutPolicy, CutReport, Datapath, DatapathError, FlowFilter, FlowRecord, FlowState, FlowTotals, InterfaceInfo,
-        Limits, NatEndpoint, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
+        CutPolicy, CutReport, Datapath, DatapathError, EndedFlow, FlowFilter, FlowRecord, FlowState, FlowTotals,
+        InterfaceInfo, Limits, NatEndpoint, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
     },
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Kernel {
     pub(crate) flows: Vec<FakeFlow>,
     pub(crate) counters: BTreeMap<BackendSlot, BackendCounters>,
     pub(crate) untracked: u64,
+    /// Flows over since the last look.
+    pub(crate) ended: Vec<EndedFlow>,
     pub(crate) wiped: bool,
     /// The calls that change something, in order.
     pub(crate) calls: Vec<String>,
@@ -263,6 +265,7 @@ impl Datapath for FakeDatapath {
             backends: backends.into_values().collect(),
             totals,
             wiped: std::mem::take(&mut kernel.wiped),
+            ended: std::mem::take(&mut kernel.ended),
         })
     }
 

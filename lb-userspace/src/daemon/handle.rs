@@ -6,6 +6,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::control::{
     Error,
+    advisor::Advice,
     model::{
         ApplyReport, BackendPatch, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, Event,
         FlowView, FlowsRequest, HealthSpec, ServicePatch, ServiceSpec, Status, WaitFor, WaitResult, WantedService,
@@ -77,6 +78,7 @@ pub(super) enum Request {
     Status(Option<String>, Reply<Status>),
     Flows(FlowsRequest, Reply<Vec<FlowView>>),
     Counters(Reply<CountersView>),
+    Advice(String, Reply<Advice>),
     Events(u64, Reply<EventStream>),
     Check(CheckReport),
 }
@@ -187,6 +189,11 @@ impl Handle {
     /// Lists flows.
     pub async fn flows(&self, request: FlowsRequest) -> Result<Vec<FlowView>, Error> {
         self.ask(|reply| Request::Flows(request, reply)).await
+    }
+
+    /// What delay a service's drains want.
+    pub async fn advice(&self, service: &str) -> Result<Advice, Error> {
+        self.ask(|reply| Request::Advice(service.to_owned(), reply)).await
     }
 
     /// The packet path's counts.

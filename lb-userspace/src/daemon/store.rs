@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     control::{
+        advisor::Lengths,
         model::ServiceSpec,
         ring::{Ring, SavedRing},
         slots::Slots,
@@ -76,6 +77,8 @@ struct SavedService {
     removing: bool,
     backends: Vec<Entry>,
     ring: SavedRing,
+    #[serde(default)]
+    lengths: Lengths,
 }
 
 /// A state that was read.
@@ -107,6 +110,7 @@ impl Store {
             removing: service.removing,
             backends: service.backends.clone(),
             ring: service.ring.save(),
+            lengths: service.lengths.clone(),
         });
         let saved = Saved {
             version: VERSION,
@@ -186,6 +190,7 @@ fn restore_service(saved: SavedService) -> Service {
     let mut service = Service::new(saved.spec, saved.slot);
     service.removing = saved.removing;
     service.backends = saved.backends;
+    service.lengths = saved.lengths;
     let members = service.members();
     // A ring that does not fit its members is built afresh; `settle` puts into rotation who belongs there.
     service.ring = Ring::restore(&saved.ring, &members).unwrap_or_else(|| Ring::new(&members));

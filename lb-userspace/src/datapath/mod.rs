@@ -242,6 +242,19 @@ pub struct Sweep {
     pub totals: FlowTotals,
     /// Somebody has wiped the table since the last look: a backend that is missing proves nothing.
     pub wiped: bool,
+    /// Established flows found to be over, each once.
+    pub ended: Vec<EndedFlow>,
+}
+
+/// A flow that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedFlow {
+    /// Its service.
+    pub service: ServiceSlot,
+    /// From its first packet until it finished; one that fell silent lasted until its idle timeout.
+    pub length_ms: u32,
+    /// It was cut: left alone it would have lasted longer.
+    pub cut: bool,
 }
 
 /// What a cut did.

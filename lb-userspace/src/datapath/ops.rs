@@ -145,10 +145,11 @@ impl Datapath for EbpfDatapath {
         let mut tallies = std::mem::take(&mut self.tallies);
         tallies.clear();
         tallies.resize(self.highest_backend as usize + 1, Tally::default());
-        self.scan(&facts, now_ns).sweep(&mut tallies);
+        let mut ended = Vec::new();
+        self.scan(&facts, now_ns).sweep(&mut tallies, &mut ended);
         let sweep = self.report(now_ns, &tallies);
         self.tallies = tallies;
-        Ok(sweep)
+        Ok(Sweep { ended, ..sweep })
     }
 
     fn purge(&mut self, slot: BackendSlot, generation: u32) -> Result<u64, DatapathError> {
@@ -283,7 +284,7 @@ impl EbpfDatapath {
                 oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
             });
         }
-        Sweep { begun_ns: now_ns, backends, totals, wiped: self.maps.flows_were_wiped() }
+        Sweep { begun_ns: now_ns, backends, totals, wiped: self.maps.flows_were_wiped(), ended: Vec::new() }
     }
 
     /// Marks flows cut, then (when no packet in flight can still be changing them) tells both their ends.

@@ -20,7 +20,7 @@ use crate::{
         slots::Slots,
         validate,
     },
-    datapath::{BackendCounters, BackendSlot, CutPolicy, Limits, NextHop, ServiceSlot, Sweep},
+    datapath::{BackendCounters, BackendSlot, CutPolicy, EndedFlow, Limits, NextHop, ServiceSlot, Sweep},
 };
 
 /// So many deleted backends' last drains are remembered, for those who wait for them.
@@ -356,6 +356,7 @@ impl Balancer {
         if sweep.wiped {
             self.lose_flow_state("the flow table was wiped", now);
         }
+        self.learn_lengths(&sweep.ended);
         let by_slot: HashMap<_, _> =
             sweep.backends.iter().map(|flows| ((flows.slot, flows.generation), *flows)).collect();
         for at in 0..self.services.len() {
@@ -383,6 +384,20 @@ impl Balancer {
             }
         }
         self.tidy(now);
+    }
+
+    fn learn_lengths(&mut self, ended: &[EndedFlow]) {
+        if ended.is_empty() {
+            return;
+        }
+        let mut lengths: HashMap<_, _> =
+            self.services.iter_mut().map(|service| (service.slot, &mut service.lengths)).collect();
+        for flow in ended {
+            if let Some(lengths) = lengths.get_mut(&flow.service) {
+                let histogram = if flow.cut { &mut lengths.cut } else { &mut lengths.ended };
+                histogram.record(flow.length_ms);
+            }
+        }
     }
 
     /// From now on, and for one idle timeout, a count of none proves nothing.

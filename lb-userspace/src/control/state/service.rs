@@ -11,6 +11,7 @@ use super::{
 use crate::{
     control::{
         Error,
+        advisor::Lengths,
         model::{BackendSpec, MaxOut, Protocol, ServiceSpec, State, WhenUnhealthy},
         ring::{Entrant, Member, Ring, member_key},
     },
@@ -43,6 +44,8 @@ pub struct Service {
     pub members_stale: bool,
     /// No backend is healthy and the unhealthy serve.
     pub failing_open: bool,
+    /// How long its flows have lasted.
+    pub lengths: Lengths,
 }
 
 /// A backend within its service.
@@ -125,6 +128,7 @@ impl Service {
             ring: Ring::new(&[]),
             members_stale: false,
             failing_open: false,
+            lengths: Lengths::default(),
         }
     }
 

@@ -130,7 +130,7 @@ impl World {
             oldest_ns: Some(self.now.mono_ns),
         });
         let (backends, totals) = (backends.collect(), FlowTotals::default());
-        let sweep = Sweep { begun_ns: self.now.mono_ns, backends, totals, wiped: false };
+        let sweep = Sweep { begun_ns: self.now.mono_ns, backends, totals, ..Sweep::default() };
         self.balancer.look(&sweep, self.now);
         self.balancer.tick(self.now);
         for work in self.balancer.take_work() {

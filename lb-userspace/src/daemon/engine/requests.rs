@@ -6,6 +6,7 @@ use super::{Engine, Waiter};
 use crate::{
     control::{
         Error,
+        advisor::{self, Advice, Histogram},
         model::{
             ApplyReport, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, FlowView, FlowsRequest,
             OutcomeCount, ServiceSpec, Status, WantedService,
@@ -14,7 +15,7 @@ use crate::{
         view,
     },
     daemon::handle::{EventStream, Reply, Request},
-    datapath::{DatapathError, FlowFilter, FlowRecord},
+    datapath::{DatapathError, FlowFilter, FlowRecord, FlowState},
 };
 
 /// Flows listed unless another number is asked for.
@@ -102,6 +103,7 @@ impl Engine {
             }
             Request::Status(service, reply) => told(reply, self.status(service.as_deref())),
             Request::Flows(which, reply) => told(reply, self.flows(&which)),
+            Request::Advice(service, reply) => told(reply, self.advice(&service)),
             Request::Counters(reply) => told(reply, self.counters()),
             Request::Events(after, reply) => {
                 let backlog = self.events.iter().filter(|event| event.id > after).cloned().collect();
@@ -263,6 +265,20 @@ impl Engine {
         }
         let records = self.datapath.flows(filter, request.limit.unwrap_or(FLOWS_LISTED))?;
         Ok(records.iter().filter_map(|record| self.flow_view(record)).collect())
+    }
+
+    /// Looks at every flow of the service, which is as much work as a sweep.
+    fn advice(&mut self, service: &str) -> Result<Advice, Error> {
+        let service = &self.balancer.services[self.balancer.find(service)?];
+        let filter = FlowFilter { service: Some(service.slot), ..FlowFilter::default() };
+        let flows = self.datapath.flows(filter, usize::MAX)?;
+        let now_ns = self.clock.mono_ns();
+        let mut open = Histogram::default();
+        for flow in flows.iter().filter(|flow| matches!(flow.state, FlowState::Established | FlowState::HalfClosed)) {
+            let age_ms = now_ns.saturating_sub(flow.created_ns) / 1_000_000;
+            open.record(u32::try_from(age_ms).unwrap_or(u32::MAX));
+        }
+        Ok(advisor::advise(&service.spec.name, &service.lengths, &open, service.spec.drain_timeout_s))
     }
 
     /// A flow by its names; `None` if its backend has gone.

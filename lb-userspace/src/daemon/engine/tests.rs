@@ -644,3 +644,26 @@ async fn a_file_is_applied_and_what_it_lacks_is_drained() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(rig.handle.services().await.expect("a list").is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn advice_comes_from_flows_that_ended_and_counts_those_that_have_not() {
+    use crate::datapath::EndedFlow;
+    let rig = three().await;
+    let ended = |length_ms| EndedFlow { service: WEB, length_ms, cut: false };
+    rig.kernel().ended = (1..=1_000).map(ended).chain([EndedFlow { cut: true, ..ended(5) }]).collect();
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 20, now_ns);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let advice = rig.handle.advice("web").await.expect("the service is there");
+    assert_eq!((advice.ended_flows, advice.censored_flows), (1_000, 21));
+    assert_eq!(advice.recommended_s, None, "20 flows of 1,021 are older than all that ended");
+    assert_eq!(advice.percentiles[0].at_most_s, Some(0.511));
+
+    let (datapath, clock, directory) = rig.stop().await;
+    datapath.kernel().flows.clear();
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    let advice = rig.handle.advice("web").await.expect("it is there again");
+    assert_eq!((advice.ended_flows, advice.censored_flows), (1_000, 1));
+    assert_eq!(advice.recommended_s, Some(Seconds::new(2)));
+    assert!(rig.handle.advice("none").await.is_err());
+}

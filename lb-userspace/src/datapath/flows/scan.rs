@@ -6,6 +6,8 @@ use lb_common::{
     time,
 };
 
+use crate::datapath::{EndedFlow, ServiceSlot};
+
 use super::{Brief, Facts, Slot, Table, phase_of};
 
 /// An entry that has been dying for longer lost whoever took it out: a daemon killed on the way.
@@ -99,14 +101,14 @@ impl<'a> Scan<'a> {
     }
 
     /// Counts all flows by backend slot, and reclaims what is dead. `tallies` has a place for each backend slot.
-    pub(crate) fn sweep(&self, tallies: &mut [Tally]) {
+    pub(crate) fn sweep(&self, tallies: &mut [Tally], ended: &mut Vec<EndedFlow>) {
         let now = self.now();
         for (index, entry) in self.table.view.iter() {
             let meta = entry.meta();
             match meta.life() {
                 Life::Linked => {
                     if let Some(flow) = entry.brief(meta) {
-                        self.sweep_flow(index, entry, meta, flow, tallies);
+                        self.sweep_flow(index, entry, meta, flow, tallies, ended);
                     }
                 }
                 Life::Dying if time::age(now, meta.last_seen()) > STUCK_TICKS => {
@@ -118,13 +120,24 @@ impl<'a> Scan<'a> {
     }
 
     #[inline]
-    fn sweep_flow(&self, index: u32, entry: Slot<'a>, meta: Meta, flow: Brief, tallies: &mut [Tally]) {
+    fn sweep_flow(
+        &self,
+        index: u32,
+        entry: Slot<'a>,
+        meta: Meta,
+        flow: Brief,
+        tallies: &mut [Tally],
+        ended: &mut Vec<EndedFlow>,
+    ) {
         let now = self.now();
         let current = self.facts.is_current(flow.backend, flow.generation);
         let phase = phase_of(self.facts, flow.service, meta, now);
         // A flow whose backend is gone has nowhere to go; one that was cut is remembered for what is still said on it.
         if phase == Phase::Dead || (!current && phase != Phase::Cut) {
-            self.table.take_out(index, entry, meta, now);
+            // Only who takes an entry out tells of it, so that it is told once.
+            if self.table.take_out(index, entry, meta, now) && (current || meta.any(flow_flag::CUT)) {
+                ended.extend(ended_flow(meta, flow, now));
+            }
         } else if current && let Some(tally) = tallies.get_mut(flow.backend as usize) {
             tally.count(phase, time::age(now, flow.started));
         }
@@ -206,6 +219,22 @@ impl<'a> Scan<'a> {
             .take(limit)
             .collect()
     }
+}
+
+/// What a dead entry tells of its flow, if it was one.
+#[cold]
+fn ended_flow(meta: Meta, flow: Brief, now: u32) -> Option<EndedFlow> {
+    let flags = meta.flags();
+    if flags & flow_flag::ESTABLISHED == 0 || flags & (flow_flag::PROVISIONAL | flow_flag::CANDIDATE) != 0 {
+        return None;
+    }
+    let fins = flags & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED;
+    let one_way_fin = flags & flow_flag::CLIENT_FIN != 0 && flags & flow_flag::BOTH_WAYS == 0;
+    let cut = flags & flow_flag::CUT != 0;
+    let seen_to_end = cut || fins || one_way_fin || flags & flow_flag::RST != 0;
+    let ticks = time::age(if seen_to_end { meta.last_seen() } else { now }, flow.started);
+    let length_ms = (u64::from(ticks) << time::TICK_SHIFT) / 1_000_000;
+    Some(EndedFlow { service: ServiceSlot(flow.service), length_ms: u32::try_from(length_ms).unwrap_or(u32::MAX), cut })
 }
 
 fn service_of(flow: &FlowEntry) -> u16 {

@@ -95,8 +95,35 @@ fn facts() -> Facts {
 
 fn sweep(memory: &Memory, facts: &Facts, now_ns: u64) -> Vec<Tally> {
     let mut tallies = vec![Tally::default(); 4];
-    Scan { table: memory.table(), facts, now_ns }.sweep(&mut tallies);
+    Scan { table: memory.table(), facts, now_ns }.sweep(&mut tallies, &mut Vec::new());
     tallies
+}
+
+#[test]
+fn a_sweep_tells_once_how_long_finished_flows_have_lasted() {
+    let memory = Memory::new(1024);
+    let old = NOW_NS - 400 * SECOND_NS;
+    let all = [
+        (1, ff::ESTABLISHED),
+        (1, ff::ESTABLISHED | ff::RST),
+        (1, ff::ESTABLISHED | ff::CUT),
+        // No flow ever, or nobody's any more.
+        (1, 0),
+        (1, ff::ESTABLISHED | ff::PROVISIONAL),
+        (0, ff::ESTABLISHED),
+    ];
+    for (n, (generation, flags)) in (0u32..).zip(all) {
+        memory.add(n, 0, generation, flags, old).unwrap();
+    }
+    let look = || {
+        let (facts, mut tallies, mut ended) = (facts(), vec![Tally::default(); 4], Vec::new());
+        Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS }.sweep(&mut tallies, &mut ended);
+        ended
+    };
+    let mut ended: Vec<_> = look().iter().map(|flow| (flow.length_ms / 1_000, flow.cut)).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, [(0, false), (0, true), (400, false)], "the silent one lasted until now");
+    assert_eq!(look(), [], "nothing is told twice");
 }
 
 #[test]
