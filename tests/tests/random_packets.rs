@@ -14,6 +14,9 @@ use lb_common::{outcome::Outcome, ring::RingSlot};
 const OF_A_FLOW: [Outcome; 5] =
     [Outcome::Forwarded, Outcome::NewFlow, Outcome::Adopted, Outcome::Untracked, Outcome::Stateless];
 
+/// After so many packets, a few seconds' worth, fragments are forgotten on both sides, since the program would by and by.
+const FRAGMENT_MEMORY: u64 = 20_000;
+
 /// What the program did with a frame.
 struct Run {
     frame: Vec<u8>,
@@ -92,9 +95,13 @@ fn the_program_does_what_the_model_says() {
     let clock = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let seed = number("EBB_RANDOM_SEED", clock);
     println!("EBB_RANDOM_SEED={seed} EBB_RANDOM_PACKETS={packets}");
-    let (rig, mut model, mut random) = (set_up(), Model::default(), Random::new(seed));
+    let (mut rig, mut model, mut random) = (set_up(), Model::default(), Random::new(seed));
     let mut kinds = std::collections::BTreeMap::<&str, u64>::new();
     for index in 0..packets {
+        if index % FRAGMENT_MEMORY == 0 {
+            rig.forget_fragments().expect("empty the map");
+            model.forget();
+        }
         let run = run(&rig, &mut random);
         *kinds.entry(run.outcome.name()).or_default() += 1;
         if let Some(difference) = difference(&rig, &mut model, &run) {

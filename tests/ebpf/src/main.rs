@@ -2,6 +2,7 @@
 //! balancer built the conventional way.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, reason = "modules of one program; what is public in them is public to the program")]
 #![expect(clippy::inline_always, reason = "a call costs what is to be measured")]
 #![expect(clippy::needless_pass_by_value, reason = "the signature that the xdp attribute asks for")]

@@ -144,16 +144,20 @@ impl Bench {
 
     /// Runs `repeat` packets through a target; nanoseconds a packet, the driver's included.
     pub fn run(&self, target: Target, job: &Job, repeat: u32) -> Result<f64> {
-        let job = Job { target: target as u32, ..*job };
-        for cpu in 0..CPUS {
-            self.jobs.set(cpu, job);
-        }
-        self.run_on(repeat, job.length as usize)
+        self.assign(target, &[*job]);
+        self.run_assigned(repeat)
     }
 
-    /// Runs as the jobs say.
-    fn run_on(&self, repeat: u32, length: usize) -> Result<f64> {
-        let data = vec![0; length];
+    /// Gives each CPU its job, over and over where there are more CPUs.
+    pub fn assign(&self, target: Target, jobs: &[Job]) {
+        for (cpu, job) in (0..CPUS).zip(jobs.iter().cycle()) {
+            self.jobs.set(cpu, Job { target: target as u32, ..*job });
+        }
+    }
+
+    /// Runs `repeat` packets of this CPU's job.
+    pub fn run_assigned(&self, repeat: u32) -> Result<f64> {
+        let data = [0; LENGTH];
         let options = TestRunOptions { data_in: Some(&data), repeat, ..TestRunOptions::default() };
         let result = program(&self.ebpf, "driver")?.test_run(options).context("test-run of the driver")?;
         ensure!(
@@ -244,6 +248,23 @@ fn frame(cell: Cell, packet: Packet) -> Vec<u8> {
     let mut frame = Frame::new(cell.client(), destination, transport);
     frame.source_mac = crate::rig::CLIENT_MAC;
     frame.destination_mac = crate::rig::OWN_MAC;
-    frame.payload = vec![0; LENGTH - frame.bytes().len()];
+    let rest = vec![0; LENGTH - frame.bytes().len()];
+    // Data in a SYN would count into what the client says next, which the segments after it do not know of.
+    if cell.protocol == Protocol::Tcp && packet == Packet::Open {
+        frame.padding = rest;
+    } else {
+        frame.payload = rest;
+    }
     frame.bytes()
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn pin(cpu: usize) -> Result<()> {
+    // SAFETY: a set of CPUs is plain bits, for which all zeroes is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: writes one bit of the set, if there is such a bit.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set lives across the call.
+    let failed = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0;
+    if failed { Err(std::io::Error::last_os_error()).with_context(|| format!("keep to CPU {cpu}")) } else { Ok(()) }
 }

@@ -6,10 +6,14 @@
 
 mod case;
 mod driver;
+mod extra;
+mod plot;
 mod report;
 
 pub use self::{
     case::{Case, Effort, Kind, cases},
-    driver::{Bench, Packet, Target},
+    driver::{Bench, Packet, Target, pin},
+    extra::{capacity, two_cpus},
+    plot::svg,
     report::{Report, Row, Spread},
 };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use ebb_tests::bench::{Bench, Case, Effort, Report, Target, cases};
+use ebb_tests::bench::{Bench, Case, Effort, Report, Target, capacity, cases, pin, svg, two_cpus};
 
 /// Measure Ebb's XDP program beside a conventional balancer, in one run (as root)
 #[derive(Parser)]
@@ -17,6 +17,10 @@ struct Options {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+
+    /// Draw nanoseconds against flows as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 
     /// Only cases whose name contains this
     #[arg(long, value_name = "SUBSTRING")]
@@ -54,7 +58,7 @@ fn main() -> Result<()> {
         }
         let mut bench = Bench::load(capacity)?;
         if report.figures.is_empty() {
-            figures(&bench, &mut report, &options)?;
+            figures(&mut bench, &mut report, &options)?;
         }
         for case in wanted {
             eprintln!("{case} {}", case.flows);
@@ -62,6 +66,9 @@ fn main() -> Result<()> {
         }
     }
     println!("{report}");
+    if let Some(path) = options.svg {
+        std::fs::write(&path, svg(&report.rows, "tcp4_hit")).with_context(|| format!("write {}", path.display()))?;
+    }
     if let Some(path) = options.json {
         std::fs::write(&path, serde_json::to_string_pretty(&report.json())?)
             .with_context(|| format!("write {}", path.display()))?;
@@ -78,7 +85,7 @@ fn effort(options: &Options, capacity: u32) -> Effort {
     }
 }
 
-fn figures(bench: &Bench, report: &mut Report, options: &Options) -> Result<()> {
+fn figures(bench: &mut Bench, report: &mut Report, options: &Options) -> Result<()> {
     let bare = bench.bare(if options.quick { 1000 } else { 1_000_000 })?;
     report.figures.push(("bare_xdp_tx_test_run".into(), bare, "ns"));
     for (name, target) in [("ebb", Target::Ebb), ("yardstick", Target::Yardstick)] {
@@ -86,16 +93,23 @@ fn figures(bench: &Bench, report: &mut Report, options: &Options) -> Result<()> 
         report.figures.push((format!("{name}_verified_instructions"), verified.into(), ""));
         report.figures.push((format!("{name}_jited_bytes"), jited.into(), "B"));
     }
-    Ok(())
+    let (flows, bytes) = capacity(bench)?;
+    report.figures.push(("flows_placed_before_the_first_fails".into(), flows.into(), "flows"));
+    report.figures.push(("table_bytes_a_flow".into(), bytes, "B"));
+    two_cpu_gains(bench, report, options)
 }
 
-/// Keeps this process on one CPU.
-fn pin(cpu: usize) -> Result<()> {
-    // SAFETY: a set of CPUs is plain bits, for which all zeroes is a value.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: writes one bit of the set, if there is such a bit.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: the set lives across the call.
-    let failed = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0;
-    if failed { Err(std::io::Error::last_os_error()).with_context(|| format!("keep to CPU {cpu}")) } else { Ok(()) }
+/// What a second CPU gains Ebb, and the trivial program, as medians.
+fn two_cpu_gains(bench: &mut Bench, report: &mut Report, options: &Options) -> Result<()> {
+    if aya::util::nr_cpus().is_ok_and(|cpus| cpus < 2) {
+        return Ok(());
+    }
+    let (flows, packets, runs) = if options.quick { (1_000, 10_000, 1) } else { (32_768, 500_000, options.runs) };
+    for (name, target) in [("ebb", Target::Ebb), ("trivial_program", Target::Floor)] {
+        let mut gains = (0..runs).map(|_| two_cpus(bench, target, flows, packets)).collect::<Result<Vec<f64>>>()?;
+        gains.sort_by(f64::total_cmp);
+        report.figures.push((format!("{name}_two_cpus_against_one"), gains[gains.len() / 2], "x"));
+    }
+    pin(options.cpu)?;
+    Ok(())
 }

@@ -127,6 +127,11 @@ impl Model {
         Self { mistake: Some(mistake), ..Self::default() }
     }
 
+    /// Forgets the fragments seen: the program gives up waiting for them after a time.
+    pub fn forget(&mut self) {
+        self.fragments.clear();
+    }
+
     fn errs(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
     }

@@ -108,8 +108,11 @@ fn sound(random: &mut Random) -> Frame {
     frame.payload = vec![0x5a; random.below(64) as usize];
     if random.once_in(4) {
         frame.ip_options = vec![1; random.below(11) as usize * 4];
-        let chains = [vec![], vec![Extension::HopByHop], vec![Extension::Destination]];
-        frame.extensions.clone_from(&chains[random.below(3) as usize]);
+        frame.extensions = match random.below(3) {
+            0 => vec![],
+            1 => vec![Extension::HopByHop],
+            _ => vec![Extension::Destination],
+        };
     }
     if random.once_in(4) {
         // Few identifications, so that later fragments meet their first.

@@ -175,7 +175,8 @@ impl Rig {
         self.forget_fragments()
     }
 
-    fn forget_fragments(&mut self) -> Result<()> {
+    /// Empties `FRAGMENTS`.
+    pub fn forget_fragments(&mut self) -> Result<()> {
         /// Sizes of the program's own key and value.
         type Fragments<T> = HashMap<T, [u8; 40], [u8; 24]>;
 
