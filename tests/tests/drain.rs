@@ -62,6 +62,26 @@ fn it_ends_early_when_the_last_connection_has_ended() -> Result<()> {
 }
 
 #[test]
+fn it_says_how_fast_it_goes_and_how_long_it_will_take() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let held = scene.hold(90)?;
+    scene.ebb.ok(&["drain", "web/b1", "--timeout", "60s"])?;
+    let mut last = None;
+    wait_until("a rate and an estimate below the deadline", SOON, || {
+        held.finish_some(3);
+        last = scene.ebb.backend("web/b1").ok().and_then(|backend| backend.drain);
+        last.as_ref().is_some_and(|drain| {
+            let estimate = drain.estimate_s.zip(drain.remaining_s);
+            drain.rate_per_s.is_some_and(|rate| rate > 0.0) && estimate.is_some_and(|(estimate, left)| estimate < left)
+        })
+    })
+    .with_context(|| format!("last seen: {last:?}"))?;
+    let oldest = last.and_then(|drain| drain.oldest_flow_s).context("an oldest flow")?;
+    assert!(oldest > 0.5, "the oldest is {oldest} s old");
+    held.finish_and_wait(SOON).map(drop)
+}
+
+#[test]
 fn at_the_deadline_both_ends_are_reset() -> Result<()> {
     let scene = Scene::with_web(Setting::default(), &[])?;
     let held = scene.hold(60)?;

@@ -11,6 +11,7 @@ use super::{
     wire::{BackendView, Backends, Drains, Events, Flows, Removal, ServiceView, Services, Wanted},
 };
 use crate::control::advisor::Advice;
+use crate::control::hold::{HoldAnswer, HoldRequest};
 use crate::control::model::{
     ApplyReport, BackendPatch, BackendSpec, DrainRequest, DrainStarted, ServicePatch, ServiceSpec, Status, WaitFor,
     WaitResult,
@@ -109,6 +110,11 @@ impl Client {
     pub async fn activate(&self, service: &str, backend: &str) -> Answer<BackendView> {
         let path = format!("{}/activate", backend_path(service, backend));
         self.call(Method::POST, &path, NOTHING).await
+    }
+
+    /// Answers a drain whose end is held.
+    pub async fn answer_hold(&self, service: &str, backend: &str, answer: HoldAnswer) -> Answer<BackendView> {
+        self.post(&format!("{}/hold", backend_path(service, backend)), &HoldRequest { answer }).await
     }
 
     /// Answers once the goal is reached, or with an error after the timeout.

@@ -24,6 +24,7 @@ use crate::{
     control::{
         Error,
         advisor::Advice,
+        hold::HoldRequest,
         model::{
             ApplyReport, BackendPatch, BackendSpec, CountersView, DrainRequest, DrainStarted, FlowsRequest,
             ServicePatch, ServiceSpec, Status, WaitResult,
@@ -154,6 +155,15 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
             )
             .answer::<BackendView>(),
             activate,
+        )
+        .operation(
+            &openapi::post(
+                "/v1/services/{service}/backends/{backend}/hold",
+                "Answer a drain whose end is held: let it end, or have it wait on",
+            )
+            .body::<HoldRequest>()
+            .answer::<BackendView>(),
+            answer_hold,
         )
         .operation(
             &openapi::get(
@@ -294,6 +304,15 @@ async fn activate(
     Path((service, backend)): Path<(String, String)>,
 ) -> Result<Answer<BackendView>> {
     let backend = engine.activate(&service, &backend).await?;
+    Ok(Answer(BackendView { service, backend }))
+}
+
+async fn answer_hold(
+    State(engine): State<Handle>,
+    Path((service, backend)): Path<(String, String)>,
+    Json(request): Json<HoldRequest>,
+) -> Result<Answer<BackendView>> {
+    let backend = engine.answer_hold(&service, &backend, request.answer).await?;
     Ok(Answer(BackendView { service, backend }))
 }
 

@@ -18,6 +18,7 @@ use crate::{
     config::file::Mode,
     control::{
         duration::{Limit, Seconds},
+        hold::{HoldAnswer, HoldResult},
         model::{MaxOut, ServicePatch, WaitFor, WhenUnhealthy},
         vip::{BackendAddress, Vip},
     },
@@ -34,6 +35,9 @@ const POLICIES: [(&str, CutPolicy); 2] = [("reset", CutPolicy::Reset), ("silent"
 const WHEN_UNHEALTHY: [(&str, WhenUnhealthy); 2] =
     [("fail_open", WhenUnhealthy::FailOpen), ("refuse", WhenUnhealthy::Refuse)];
 const MODES: [(&str, Mode); 3] = [("auto", Mode::Auto), ("native", Mode::Native), ("generic", Mode::Generic)];
+const HOLD_RESULTS: [(&str, HoldResult); 2] = [("continue", HoldResult::Continue), ("abandon", HoldResult::Abandon)];
+const HOLD_ANSWERS: [(&str, HoldAnswer); 3] =
+    [("continue", HoldAnswer::Continue), ("abandon", HoldAnswer::Abandon), ("heartbeat", HoldAnswer::Heartbeat)];
 const GOALS: [(&str, WaitFor); 2] = [("drained", WaitFor::Drained), ("active", WaitFor::Active)];
 
 /// A layer-4 load balancer that takes backends out of service without breaking their connections.
@@ -99,6 +103,15 @@ pub enum Command {
     /// Cancel a drain, or bring a drained backend back
     Activate {
         /// Backend to bring back
+        #[arg(value_name = "SERVICE/BACKEND")]
+        target: Target,
+    },
+    /// Answer a drain whose end the service holds (--drain-hold): let it end, or have it wait on
+    Hook {
+        /// It may end; it may end though what it waited for has failed; it waits on
+        #[arg(value_name = "continue|abandon|heartbeat", value_parser = words(&HOLD_ANSWERS))]
+        answer: HoldAnswer,
+        /// The backend
         #[arg(value_name = "SERVICE/BACKEND")]
         target: Target,
     },
@@ -259,6 +272,12 @@ pub struct ServiceSettings {
     /// While a drain runs, end flows that are silent for this long [default: none]
     #[arg(long, value_name = "DUR|none")]
     pub drain_idle: Option<Limit>,
+    /// Hold a drain whose flows are over this long for "ebb hook", which can put it off [default: none]
+    #[arg(long, value_name = "DUR|none")]
+    pub drain_hold: Option<Limit>,
+    /// What a held drain ends with when nobody answers [default: continue]
+    #[arg(long, value_name = "continue|abandon", value_parser = words(&HOLD_RESULTS))]
+    pub on_hold_timeout: Option<HoldResult>,
     /// Ramp the share of a new or returning backend up over this time [default: 0]
     #[arg(long, value_name = "DUR")]
     pub slow_start: Option<Seconds>,
@@ -292,6 +311,8 @@ impl ServiceSettings {
             fin_quiet_s: self.fin_quiet,
             cut_window_s: self.cut_window,
             drain_idle_s: self.drain_idle,
+            drain_hold_s: self.drain_hold,
+            on_hold_timeout: self.on_hold_timeout,
             slow_start_s: self.slow_start,
             max_out: self.max_out.map(|max| max.0),
             affinity: self.affinity.map(|bits| bits.0),

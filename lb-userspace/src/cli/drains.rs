@@ -22,7 +22,10 @@ use crate::{
         error::Kind,
         wire::Drains,
     },
-    control::model::{DrainRequest, DrainStarted, Outcome, WaitFor, WaitResult},
+    control::{
+        hold::HoldAnswer,
+        model::{DrainRequest, DrainStarted, Outcome, WaitFor, WaitResult},
+    },
 };
 
 type Done = Result<Exit, Failure>;
@@ -94,6 +97,18 @@ async fn wait_for_all(drains: &Drains, client: &Client, print: Printer) -> Done 
 pub(super) async fn activate(target: &Target, client: &Client, print: Printer) -> Done {
     let view = client.activate(&target.service, &target.backend).await?;
     let sentence = format!("{target}: {}", show::state(view.backend.state));
+    print.say(&view, &sentence)?;
+    Ok(Exit::Done)
+}
+
+/// `ebb hook`.
+pub(super) async fn answer_hold(target: &Target, answer: HoldAnswer, client: &Client, print: Printer) -> Done {
+    let view = client.answer_hold(&target.service, &target.backend, answer).await?;
+    let backend = &view.backend;
+    let sentence = match &backend.drain {
+        Some(drain) => format!("{target}: {}, {}", show::state(backend.state), show::look(drain)),
+        None => format!("{target}: {}: {}", show::state(backend.state), backend.reason),
+    };
     print.say(&view, &sentence)?;
     Ok(Exit::Done)
 }
@@ -257,6 +272,7 @@ mod tests {
                 initial_flows: 5,
                 cut_flows,
                 idle_flows: 0,
+                held: None,
             }),
         }
     }

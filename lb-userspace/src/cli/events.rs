@@ -99,6 +99,8 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::BackendState => "backend_state",
         EventKind::DrainStarted => "drain_started",
         EventKind::DrainChanged => "drain_changed",
+        EventKind::DrainHeld => "drain_held",
+        EventKind::HoldExtended => "hold_extended",
         EventKind::DrainEnded => "drain_ended",
         EventKind::FlowStateLost => "flow_state_lost",
         EventKind::Started => "started",

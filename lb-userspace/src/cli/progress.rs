@@ -13,6 +13,9 @@ use crate::control::duration;
 /// Plain lines come at most this often while nothing but the number changes.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// From so many columns on a bar has room for every word beside it.
+const ROOMY: u16 = 150;
+
 /// One look at a drain.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Look {
@@ -26,11 +29,18 @@ pub(super) struct Look {
     pub(super) estimate: Option<Duration>,
     /// Age of the oldest flow that is left.
     pub(super) oldest: Option<Duration>,
+    /// Its flows are over; until the end of the wait for a hook.
+    pub(super) held: Option<Duration>,
+    /// How many flows ended a second, lately.
+    pub(super) rate_per_s: Option<f64>,
 }
 
 impl Look {
     /// What fits beside a bar.
     fn brief(&self) -> String {
+        if let Some(left) = self.held.filter(|_| self.remaining_flows == 0) {
+            return format!("held for a hook, for {} at most", whole_seconds(left));
+        }
         let flows = if self.remaining_flows == 1 { "flow" } else { "flows" };
         let estimate = match self.estimate {
             Some(left) if self.remaining_flows > 0 => format!(", about {} to go", whole_seconds(left)),
@@ -48,9 +58,15 @@ impl Look {
 impl fmt::Display for Look {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.brief())?;
+        if self.remaining_flows == 0 {
+            return Ok(());
+        }
+        if let Some(rate) = self.rate_per_s.filter(|rate| *rate > 0.0) {
+            write!(f, ", {rate:.1} ending a second")?;
+        }
         match self.oldest {
-            Some(age) if self.remaining_flows > 0 => write!(f, ", the oldest is {} old", whole_seconds(age)),
-            _ => Ok(()),
+            Some(age) => write!(f, ", the oldest is {} old", whole_seconds(age)),
+            None => Ok(()),
         }
     }
 }
@@ -102,7 +118,9 @@ impl Progress {
                 let bar = bar.get_or_insert_with(|| new_bar(label));
                 bar.set_length(length.max(1));
                 bar.set_position(look.remaining_flows);
-                bar.set_message(look.brief());
+                // The bar gets what room the words leave.
+                let roomy = crossterm::terminal::size().is_ok_and(|(columns, _)| columns >= ROOMY);
+                bar.set_message(if roomy { look.to_string() } else { look.brief() });
                 bar.tick();
                 Ok(())
             }
@@ -159,13 +177,19 @@ mod tests {
             remaining: Some(Duration::from_millis(41_200)),
             estimate: Some(Duration::from_secs(12)),
             oldest: Some(Duration::from_mins(5)),
+            held: None,
+            rate_per_s: None,
         };
         assert_eq!(look.brief(), "120 of 300 flows left, about 12s to go, 42s to the deadline");
         assert_eq!(look.to_string(), format!("{}, the oldest is 5m old", look.brief()));
-        look = Look { remaining: None, remaining_flows: 1, estimate: None, oldest: None, ..look };
+        look.rate_per_s = Some(9.96);
+        assert_eq!(look.to_string(), format!("{}, 10.0 ending a second, the oldest is 5m old", look.brief()));
+        look = Look { remaining: None, remaining_flows: 1, estimate: None, oldest: None, rate_per_s: None, ..look };
         assert_eq!(look.to_string(), "1 of 300 flow left, no deadline");
         // Flows that were half open when the drain began may be adopted later.
         look.remaining_flows = 301;
         assert_eq!(look.to_string(), "301 of 301 flows left, no deadline");
+        look = Look { remaining_flows: 0, held: Some(Duration::from_secs(30)), ..look };
+        assert_eq!(look.to_string(), "held for a hook, for 30s at most");
     }
 }

@@ -13,7 +13,8 @@ use crate::{
     api::wire::ServiceView,
     config::health,
     control::{
-        duration,
+        duration::{self, Limit},
+        hold::HoldResult,
         model::{
             BackendStatus, CutPolicy, DatapathStatus, DrainStatus, FlowState, FlowView, Forward, LastDrain, Outcome,
             ServiceStatus, State, Status, WhenUnhealthy,
@@ -64,6 +65,7 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("fin quiet", settings.fin_quiet_s.to_string()),
         ("cut window", settings.cut_window_s.to_string()),
         ("drain idle", settings.drain_idle_s.to_string()),
+        ("drain hold", drain_hold(settings.drain_hold_s, settings.on_hold_timeout)),
         ("slow start", settings.slow_start_s.to_string()),
         ("max out", settings.max_out.map_or_else(|| "none".to_owned(), |max| max.to_string())),
         ("affinity", settings.affinity.map_or_else(|| "none".to_owned(), |prefix| format!("/{prefix}"))),
@@ -196,6 +198,8 @@ pub(super) fn look(drain: &DrainStatus) -> Look {
         remaining: drain.remaining_s.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
         estimate: duration(drain.estimate_s),
         oldest: duration(drain.oldest_flow_s),
+        held: drain.hold.as_ref().map(|hold| Duration::try_from_secs_f64(hold.remaining_s).unwrap_or_default()),
+        rate_per_s: drain.rate_per_s,
     }
 }
 
@@ -234,6 +238,14 @@ fn when_unhealthy(when: WhenUnhealthy) -> &'static str {
         WhenUnhealthy::FailOpen => "fail_open",
         WhenUnhealthy::Refuse => "refuse",
     }
+}
+
+fn drain_hold(hold: Limit, on_timeout: HoldResult) -> String {
+    let word = match on_timeout {
+        HoldResult::Continue => "continue",
+        HoldResult::Abandon => "abandon",
+    };
+    if hold.0.is_some() { format!("{hold}, then {word}") } else { hold.to_string() }
 }
 
 fn policy(policy: CutPolicy) -> &'static str {
@@ -331,6 +343,7 @@ mod tests {
             initial_flows: 3,
             cut_flows: 0,
             idle_flows: 0,
+            held: None,
         };
         assert_eq!(ended(&drain), "completed after 42.5s, no flow cut");
         drain.outcome = Outcome::Deadline;

@@ -14,6 +14,7 @@ use crate::{
     control::{
         Error,
         duration::{Limit, Seconds},
+        hold::HoldResult,
         model::{BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
         validate,
         vip::{BackendAddress, Vip, check_name},
@@ -93,6 +94,10 @@ pub struct Service {
     pub cut_window: Option<Seconds>,
     /// While a drain runs, flows silent for this long are ended.
     pub drain_idle: Option<Limit>,
+    /// Once its flows are over, a drain waits this long for `ebb hook`, which can put it off.
+    pub drain_hold: Option<Limit>,
+    /// What a held drain ends with when nobody answers.
+    pub on_hold_timeout: Option<HoldResult>,
     /// How long a new or returning backend takes to its whole share.
     pub slow_start: Option<Seconds>,
     /// How many backends may be out of rotation at once: `2` or `"25%"`.
@@ -148,6 +153,8 @@ impl Service {
                 fin_quiet_s: self.fin_quiet,
                 cut_window_s: self.cut_window,
                 drain_idle_s: self.drain_idle,
+                drain_hold_s: self.drain_hold,
+                on_hold_timeout: self.on_hold_timeout,
                 slow_start_s: self.slow_start,
                 max_out: self.max_out.map(Some),
                 affinity: self.affinity.map(Some),

@@ -6,6 +6,7 @@
 pub mod advisor;
 pub mod duration;
 mod error;
+pub mod hold;
 pub mod model;
 pub mod reconcile;
 pub mod ring;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     duration::{Limit, Seconds},
+    hold::{Held, HoldResult, HoldStatus},
     vip::{BackendAddress, Vip},
 };
 pub use crate::datapath::{CutPolicy, FlowState, FlowTotals, Forward, Protocol};
@@ -41,6 +42,12 @@ pub struct ServiceSpec {
     /// During a drain, a flow silent for that long is ended.
     #[serde(default)]
     pub drain_idle_s: Limit,
+    /// Once its flows are over, a drain waits so long for `continue`, `abandon` or a heartbeat; `null` for not at all.
+    #[serde(default)]
+    pub drain_hold_s: Limit,
+    /// What that wait counts as when nobody answers.
+    #[serde(default)]
+    pub on_hold_timeout: HoldResult,
     /// Silence after which a flow counts as finished; 350 s for TCP and 120 s for UDP unless given.
     #[serde(default)]
     pub idle_timeout_s: Option<Seconds>,
@@ -86,6 +93,12 @@ pub struct ServicePatch {
     /// See [`ServiceSpec::drain_idle_s`].
     #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub drain_idle_s: Option<Limit>,
+    /// See [`ServiceSpec::drain_hold_s`]; a drain that is held already keeps the time it has.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub drain_hold_s: Option<Limit>,
+    /// See [`ServiceSpec::on_hold_timeout`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_hold_timeout: Option<HoldResult>,
     /// See [`ServiceSpec::idle_timeout_s`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout_s: Option<Seconds>,
@@ -331,6 +344,9 @@ pub struct DrainStatus {
     pub rate_per_s: Option<f64>,
     /// At that rate, so many seconds are left, and never more than until the deadline.
     pub estimate_s: Option<f64>,
+    /// Its flows are over, and it waits to be told that it may end.
+    #[serde(default)]
+    pub hold: Option<HoldStatus>,
 }
 
 /// A drain that is over.
@@ -349,6 +365,9 @@ pub struct LastDrain {
     /// Connections ended because they were silent for the service's `drain_idle`.
     #[serde(default)]
     pub idle_flows: u64,
+    /// The wait at its end, if it was held.
+    #[serde(default)]
+    pub held: Option<Held>,
 }
 
 /// A backend as `ebb status` shows it.
@@ -529,6 +548,9 @@ pub struct Event {
     /// To which backend, if to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// That backend's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<BackendAddress>,
     /// The backend's state before, for `backend_state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<State>,
@@ -538,7 +560,7 @@ pub struct Event {
     /// Why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The drain, for `drain_started` and `drain_changed`.
+    /// The drain, for `drain_started`, `drain_changed`, `drain_held` and `hold_extended`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainStatus>,
     /// The drain that ended, for `drain_ended`.
@@ -568,6 +590,10 @@ pub enum EventKind {
     DrainStarted,
     /// A running drain's deadline or policy was changed.
     DrainChanged,
+    /// A drain's flows are over, and it waits for `continue` or `abandon`.
+    DrainHeld,
+    /// A heartbeat put off the end of that wait.
+    HoldExtended,
     /// A drain is over.
     DrainEnded,
     /// The flow table was lost or full: no drain ends early for one idle timeout.

@@ -138,6 +138,8 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
         on_drain_timeout: Some(wanted.on_drain_timeout),
         cut_window_s: Some(wanted.cut_window_s),
         drain_idle_s: Some(wanted.drain_idle_s),
+        drain_hold_s: Some(wanted.drain_hold_s),
+        on_hold_timeout: Some(wanted.on_hold_timeout),
         idle_timeout_s: wanted.idle_timeout_s,
         fin_quiet_s: Some(wanted.fin_quiet_s),
         affinity: Some(wanted.affinity),

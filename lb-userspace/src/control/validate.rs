@@ -25,6 +25,9 @@ pub fn service(spec: &ServiceSpec) -> Result<(), Error> {
     if spec.drain_idle_s.0.is_some_and(|idle| idle < Duration::from_secs(1)) {
         return invalid("drain_idle is at least 1s, or none".to_owned());
     }
+    if spec.drain_hold_s.0.is_some_and(|hold| hold < Duration::from_secs(1)) {
+        return invalid("drain_hold is at least 1s, or none".to_owned());
+    }
     if matches!(spec.max_out, Some(MaxOut::Percent(percent)) if percent > 100) {
         return invalid("max_out is at most 100%".to_owned());
     }
@@ -110,6 +113,8 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         on_drain_timeout,
         cut_window_s,
         drain_idle_s,
+        drain_hold_s,
+        on_hold_timeout,
         idle_timeout_s,
         fin_quiet_s,
         affinity,
@@ -128,6 +133,8 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         on_drain_timeout: on_drain_timeout.unwrap_or(spec.on_drain_timeout),
         cut_window_s: cut_window_s.unwrap_or(spec.cut_window_s),
         drain_idle_s: drain_idle_s.unwrap_or(spec.drain_idle_s),
+        drain_hold_s: drain_hold_s.unwrap_or(spec.drain_hold_s),
+        on_hold_timeout: on_hold_timeout.unwrap_or(spec.on_hold_timeout),
         idle_timeout_s: idle_timeout_s.or(spec.idle_timeout_s),
         fin_quiet_s: fin_quiet_s.unwrap_or(spec.fin_quiet_s),
         affinity: affinity.unwrap_or(spec.affinity),

@@ -7,6 +7,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::control::{
     Error,
     advisor::Advice,
+    hold::HoldAnswer,
     model::{
         ApplyReport, BackendPatch, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, Event,
         FlowView, FlowsRequest, HealthSpec, ServicePatch, ServiceSpec, Status, WaitFor, WaitResult, WantedService,
@@ -73,6 +74,7 @@ pub(super) enum Request {
     Drain(String, String, DrainRequest, Reply<DrainStarted>),
     DrainAddress(IpAddr, DrainRequest, Reply<Vec<DrainStarted>>),
     Activate(String, String, Reply<BackendStatus>),
+    AnswerHold(String, String, HoldAnswer, Reply<BackendStatus>),
     Wait(String, String, WaitFor, Reply<WaitResult>),
     Apply(Vec<WantedService>, bool, Reply<ApplyReport>),
     Status(Option<String>, Reply<Status>),
@@ -149,6 +151,11 @@ impl Handle {
     /// Cancels a drain, or brings a drained backend back.
     pub async fn activate(&self, service: &str, backend: &str) -> Result<BackendStatus, Error> {
         self.ask(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply)).await
+    }
+
+    /// Answers a drain whose end is held. Once this returns, a heartbeat is on disk, and anything else has ended it.
+    pub async fn answer_hold(&self, service: &str, backend: &str, answer: HoldAnswer) -> Result<BackendStatus, Error> {
+        self.ask(|reply| Request::AnswerHold(service.to_owned(), backend.to_owned(), answer, reply)).await
     }
 
     /// Waits until the latest drain is over, or until the backend is active. Answers at once when that is so already.

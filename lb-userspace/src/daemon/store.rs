@@ -202,6 +202,7 @@ fn after_reboot(balancer: &mut Balancer, now: Now) {
     for entry in balancer.services.iter_mut().flat_map(|service| &mut service.backends) {
         if let Some(drain) = &mut entry.machine.drain {
             drain.deadline = drain.deadline.map(|deadline| deadline.after_reboot(now));
+            drain.hold = drain.hold.map(|hold| hold.after_reboot(now));
         }
         let until = &mut entry.machine.unhealthy_until;
         *until = until.map(|until| until.after_reboot(now));

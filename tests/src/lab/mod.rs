@@ -26,7 +26,7 @@ pub use self::{
     netns::Namespace,
     plan::{Arms, FAMILIES, Family, Plan, Replies},
     program::{Program, run as run_program},
-    status::{Backend, Datapath, Drain, Flows, Interface, LastDrain, Service, Status},
+    status::{Backend, Datapath, Drain, Flows, Held, Hold, Interface, LastDrain, Service, Status},
     xdp::Attached,
 };
 use self::{

@@ -50,6 +50,20 @@ pub struct Drain {
     pub initial_flows: u64,
     pub remaining_flows: u64,
     pub on_timeout: String,
+    pub oldest_flow_s: Option<f64>,
+    pub rate_per_s: Option<f64>,
+    pub estimate_s: Option<f64>,
+    pub hold: Option<Hold>,
+}
+
+/// The wait for a hook at the end of a drain.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the contract's, and described there")]
+pub struct Hold {
+    pub since: String,
+    pub until: String,
+    pub remaining_s: f64,
+    pub outcome: String,
 }
 
 /// The latest drain that is over.
@@ -61,6 +75,16 @@ pub struct LastDrain {
     pub outcome: String,
     pub initial_flows: u64,
     pub cut_flows: u64,
+    pub held: Option<Held>,
+}
+
+/// How the wait at the end of a drain ended.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the contract's, and described there")]
+pub struct Held {
+    pub since: String,
+    pub result: String,
+    pub timed_out: bool,
 }
 
 /// The packet path.

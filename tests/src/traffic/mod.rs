@@ -6,6 +6,7 @@ mod client;
 mod datagrams;
 mod flood;
 mod host;
+mod receiver;
 mod server;
 mod wire;
 
@@ -15,6 +16,7 @@ pub use self::{
     client::{Client, Closer, Conversation, Group, Lasting},
     datagrams::DatagramGroup,
     flood::syn_flood,
+    receiver::{Post, Reaction, Receiver},
     server::{Server, Transport},
     wire::Name,
 };

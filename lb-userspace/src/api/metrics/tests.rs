@@ -29,6 +29,7 @@ fn a_page_has_what_a_dashboard_needs() {
             initial_flows: 5,
             cut_flows: 2,
             idle_flows: 0,
+            held: None,
         },
     );
     let page = page(moment(), &drains).expect("writes");

@@ -8,6 +8,8 @@
 //!  unhealthy ◀───────────── unhealthy_draining          back to what its checks and its next hop say
 //!            no live flow left, or the interval is over
 //! ```
+//!
+//! Where the service holds the ends of its drains, `draining` goes on after the last flow until somebody answers or the wait is over.
 
 use std::time::Duration;
 
@@ -16,7 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Deadline, Now, drain::Drain, health::Health};
 use crate::control::{
-    duration::Limit,
+    duration::{self, Limit},
+    hold::{Hold, HoldAnswer, HoldResult},
     model::{CutPolicy, LastDrain, Outcome, ServiceSpec, State},
 };
 
@@ -92,6 +95,8 @@ pub enum Event {
     },
     /// An operator cancels its drain or brings it back.
     Activate,
+    /// Somebody answers a drain whose end is held.
+    Hold(HoldAnswer),
     /// The packet path gives it no new flow any more, and packets in flight have left.
     Sealed,
     /// A complete look at the flow table.
@@ -141,6 +146,10 @@ pub enum Notice {
     DrainStarted,
     /// The drain's deadline or policy is another.
     DrainChanged,
+    /// The drain's flows are over and its end is held.
+    DrainHeld,
+    /// It is held for longer.
+    HoldExtended,
     /// A drain is over.
     DrainEnded(LastDrain),
 }
@@ -181,7 +190,8 @@ impl Backend {
         let window_ns = u64::try_from(service.cut_window_s.0.as_nanos()).unwrap_or(u64::MAX);
         let drain = drain.map(|deadline| deadline.mono_ns.saturating_sub(window_ns));
         let unhealthy = self.unhealthy_until.filter(|_| self.state == State::UnhealthyDraining);
-        drain.into_iter().chain(unhealthy.map(|until| until.mono_ns)).min()
+        let hold = self.drain.as_ref().and_then(|drain| drain.hold).map(|hold| hold.until);
+        drain.into_iter().chain(unhealthy.or(hold).map(|until| until.mono_ns)).min()
     }
 }
 
@@ -211,6 +221,7 @@ pub fn step(backend: Backend, event: Event, context: Context<'_>, now: Now) -> (
         Event::Drain { timeout, on_timeout } => step.drain(timeout, on_timeout),
         Event::Remove { now: at_once } => step.remove(at_once),
         Event::Activate => step.activate(),
+        Event::Hold(answer) => step.answer(answer),
         Event::Sealed => {
             if let Some(drain) = &mut step.backend.drain {
                 drain.sealed_ns.get_or_insert(now.mono_ns);
@@ -386,7 +397,7 @@ impl Step<'_> {
         }
         let forced = self.backend.drain.as_ref().is_some_and(|drain| drain.forced);
         if live == 0 && complete && !forced {
-            self.finish(Outcome::Completed, "no live flow was left");
+            self.flows_over(Outcome::Completed);
         }
     }
 
@@ -397,6 +408,10 @@ impl Step<'_> {
             && self.backend.unhealthy_until.is_some_and(|until| until.reached(self.now))
         {
             self.actions.push(Action::Cut(service.on_drain_timeout));
+        }
+        let held_until = self.backend.drain.as_ref().and_then(|drain| drain.hold).map(|hold| hold.until);
+        if held_until.is_some_and(|until| until.reached(self.now)) {
+            self.release(service.on_hold_timeout, true);
         }
         let Some(drain) = &self.backend.drain else {
             return;
@@ -435,19 +450,93 @@ impl Step<'_> {
         }
         // Datagram flows are steered elsewhere rather than cut, but it is the deadline that ended them.
         let some_left = drain.cut_flows > 0 || self.backend.live > 0;
-        if drain.forced {
-            self.finish(Outcome::Forced, "ended by an operator");
-        } else if some_left {
-            self.finish(Outcome::Deadline, "the deadline came");
-        } else {
-            self.finish(Outcome::Completed, "no live flow was left");
+        let outcome = match (drain.forced, some_left) {
+            (true, _) => Outcome::Forced,
+            (false, true) => Outcome::Deadline,
+            (false, false) => Outcome::Completed,
+        };
+        self.backend.live = 0;
+        drain.remaining_flows = 0;
+        self.flows_over(outcome);
+    }
+
+    /// No flow is left, by itself or because it was cut. That is the drain's end, unless the service holds it.
+    fn flows_over(&mut self, outcome: Outcome) {
+        let Some(drain) = &mut self.backend.drain else {
+            return;
+        };
+        if let Some(hold) = &mut drain.hold {
+            // What spoke again since and was cut at the deadline was cut all the same.
+            if outcome == Outcome::Deadline {
+                hold.outcome = outcome;
+            }
+            if outcome != Outcome::Forced {
+                return;
+            }
+        }
+        let time = self.context.service.drain_hold_s.0.filter(|_| outcome != Outcome::Forced && drain.held.is_none());
+        let Some(time) = time else {
+            self.finish(outcome);
+            return;
+        };
+        drain.hold = Some(Hold::new(time, outcome, self.now));
+        let why = match outcome {
+            Outcome::Deadline => "the deadline came",
+            _ => "no live flow is left",
+        };
+        self.backend.reason = format!("{why}; held for 'ebb hook continue', for {} at most", duration::format(time));
+        self.notify(Notice::DrainHeld);
+    }
+
+    fn answer(&mut self, answer: HoldAnswer) {
+        let hold = self.backend.drain.as_mut().and_then(|drain| drain.hold.as_mut());
+        match (answer, hold) {
+            (_, None) => {}
+            (HoldAnswer::Continue, _) => self.release(HoldResult::Continue, false),
+            (HoldAnswer::Abandon, _) => self.release(HoldResult::Abandon, false),
+            (HoldAnswer::Heartbeat, Some(hold)) => {
+                if let Some(time) = self.context.service.drain_hold_s.0 {
+                    hold.extend(time, self.now);
+                }
+                self.notify(Notice::HoldExtended);
+            }
         }
     }
 
-    fn finish(&mut self, outcome: Outcome, reason: &str) {
+    /// The end is not held any more.
+    fn release(&mut self, result: HoldResult, timed_out: bool) {
+        let Some(drain) = &mut self.backend.drain else {
+            return;
+        };
+        let Some(hold) = drain.hold.take() else {
+            return;
+        };
+        drain.held = Some(hold.over(result, timed_out));
+        // After a restart, or when a connection thought over has spoken again, the next look decides.
+        if drain.sealed_ns.is_some() && self.backend.live == 0 {
+            self.finish(hold.outcome);
+        } else {
+            "drained by an operator".clone_into(&mut self.backend.reason);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        let held = self.backend.drain.as_ref().and_then(|drain| drain.held.clone());
         self.end_drain(outcome);
         self.backend.live = 0;
-        self.go(State::Drained, reason);
+        let why = match outcome {
+            Outcome::Forced => "ended by an operator",
+            Outcome::Deadline => "the deadline came",
+            Outcome::Completed | Outcome::Cancelled => "no live flow was left",
+        };
+        let held = match held.map(|held| (held.result, held.timed_out)) {
+            None => "",
+            Some((HoldResult::Continue, false)) => "; its hook said continue",
+            Some((HoldResult::Continue, true)) => "; its hook did not answer, which means continue here",
+            Some((HoldResult::Abandon, false)) => "; its hook said abandon",
+            Some((HoldResult::Abandon, true)) => "; its hook did not answer, which means abandon here",
+        };
+        self.go(State::Drained, format!("{why}{held}"));
         if self.backend.removing {
             self.actions.push(Action::Delete);
         }

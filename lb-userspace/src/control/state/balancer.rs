@@ -14,6 +14,7 @@ use super::{
 use crate::{
     control::{
         Error,
+        hold::HoldAnswer,
         model::{
             self, BackendPatch, BackendSpec, DrainRequest, EventKind, LastDrain, ServicePatch, ServiceSpec, State,
         },
@@ -301,6 +302,22 @@ impl Balancer {
         Ok(())
     }
 
+    /// Answers a drain whose end is held.
+    pub fn answer_hold(&mut self, service: &str, name: &str, answer: HoldAnswer, now: Now) -> Result<(), Error> {
+        let (at, backend) = self.find_backend(service, name)?;
+        let drain = self.services[at].backends[backend].machine.drain.as_ref();
+        if drain.is_none_or(|drain| drain.hold.is_none()) {
+            let now = if drain.is_some() { "its connections are not over yet" } else { "it is not draining" };
+            return Err(Error::Conflict(format!(
+                "no drain of {service}/{name} is held: {now}; the event drain_held tells when one is"
+            )));
+        }
+        self.step(at, backend, Event::Hold(answer), now);
+        self.settle(at, now);
+        self.tidy(now);
+        Ok(())
+    }
+
     /// News of next hops.
     pub fn next_hops(&mut self, news: &HashMap<IpAddr, Option<NextHop>>, now: Now) {
         for at in 0..self.services.len() {
@@ -570,6 +587,7 @@ impl Balancer {
         let mut event = self.event(EventKind::BackendState, now);
         event.service = Some(self.services[at].spec.name.clone());
         event.backend = Some(self.services[at].backends[backend].spec.name.clone());
+        event.address = Some(self.services[at].backends[backend].spec.address);
         match notice {
             Notice::State(from) => {
                 event.from = Some(from);
@@ -582,6 +600,15 @@ impl Balancer {
             }
             Notice::DrainChanged => {
                 event.kind = EventKind::DrainChanged;
+                event.drain = drain;
+            }
+            Notice::DrainHeld => {
+                event.kind = EventKind::DrainHeld;
+                event.reason = reason;
+                event.drain = drain;
+            }
+            Notice::HoldExtended => {
+                event.kind = EventKind::HoldExtended;
                 event.drain = drain;
             }
             Notice::DrainEnded(last_drain) => {
@@ -633,6 +660,7 @@ impl Balancer {
             kind,
             service: None,
             backend: None,
+            address: None,
             from: None,
             state: None,
             reason: None,
@@ -652,6 +680,7 @@ impl Balancer {
         let entry = &self.services[at].backends[backend];
         event.service = Some(self.services[at].spec.name.clone());
         event.backend = Some(entry.spec.name.clone());
+        event.address = Some(entry.spec.address);
         event.state = Some(entry.machine.state);
         self.events.push(event);
     }

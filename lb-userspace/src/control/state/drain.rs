@@ -6,7 +6,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Deadline, Now};
-use crate::control::model::{CutPolicy, DrainStatus, LastDrain, Outcome};
+use crate::control::{
+    hold::{Held, Hold},
+    model::{CutPolicy, DrainStatus, LastDrain, Outcome},
+};
 
 /// A drain that runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +36,12 @@ pub struct Drain {
     pub cut_flows: u64,
     /// Connections ended because they were silent.
     pub idle_flows: u64,
+    /// Its flows are over and its end is held.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// Its end was held, and that is over.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// When the oldest live flow was first seen.
     #[serde(skip)]
     pub oldest_ns: Option<u64>,
@@ -66,6 +75,8 @@ impl Drain {
             remaining_flows: 0,
             cut_flows: 0,
             idle_flows: 0,
+            hold: None,
+            held: None,
             oldest_ns: None,
             pace: Pace::default(),
         }
@@ -108,6 +119,7 @@ impl Drain {
                 .map(|oldest| rounded(Duration::from_nanos(now.mono_ns.saturating_sub(oldest)).as_secs_f64())),
             rate_per_s: self.pace.per_s.map(rounded),
             estimate_s: estimate.map(rounded),
+            hold: self.hold.map(|hold| hold.status(now)),
         }
     }
 
@@ -120,6 +132,7 @@ impl Drain {
             initial_flows: self.initial_flows.unwrap_or(self.remaining_flows),
             cut_flows: self.cut_flows,
             idle_flows: self.idle_flows,
+            held: self.held.clone(),
         }
     }
 }

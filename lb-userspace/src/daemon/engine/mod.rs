@@ -309,7 +309,7 @@ impl Engine {
         let machines = self.balancer.services.iter().flat_map(|service| &service.backends);
         machines
             .filter_map(|entry| entry.machine.drain.as_ref())
-            .any(|drain| drain.initial_flows.is_none() || drain.is_due(now))
+            .any(|drain| drain.initial_flows.is_none() || (drain.is_due(now) && drain.hold.is_none()))
     }
 
     fn look(&mut self) -> Result<(), DatapathError> {

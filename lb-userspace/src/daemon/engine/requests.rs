@@ -90,6 +90,14 @@ impl Engine {
                 let result = self.then_cycle(result);
                 changed(reply, result.and_then(|()| self.backend_status(&service, &name)))
             }
+            Request::AnswerHold(service, name, answer, reply) => {
+                let now = self.now();
+                // What it was, for a backend that is deleted by its drain's end.
+                let before = self.backend_status(&service, &name);
+                let result = self.balancer.answer_hold(&service, &name, answer, now);
+                let result = self.then_cycle(result);
+                changed(reply, result.and_then(|()| self.backend_status(&service, &name).or(before)))
+            }
             Request::Apply(wanted, dry_run, reply) => changed(reply, self.apply(&wanted, dry_run)),
             other => return self.handle_question(other),
         })

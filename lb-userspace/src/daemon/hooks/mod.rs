@@ -3,6 +3,7 @@
 //! Each hook is told in order, one thing at a time; a hook that hangs or fails holds up nobody but itself.
 
 mod queue;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +42,7 @@ pub struct HookSpec {
     pub name: String,
     /// A program and its arguments, which gets the notification on its standard input.
     pub command: Option<Vec<String>>,
-    /// An `http` URL to which the notification is posted.
+    /// An `http` URL to which the notification is posted; `{address}`, `{service}` and `{backend}` stand for the backend's.
     pub url: Option<String>,
     /// How long a delivery may take.
     #[serde(default = "default_timeout")]
@@ -52,7 +53,8 @@ pub struct HookSpec {
     /// Only these services; all of them unless given.
     #[serde(default)]
     pub services: Vec<String>,
-    /// Only these kinds; `backend_state`, `drain_started`, `drain_changed`, `drain_ended` and `backend_removed` unless given.
+    /// Only these kinds; `backend_state`, `drain_started`, `drain_changed`, `drain_held`, `drain_ended` and `backend_removed`
+    /// unless given.
     #[serde(default = "default_events")]
     pub events: Vec<EventKind>,
 }
@@ -70,6 +72,7 @@ fn default_events() -> Vec<EventKind> {
         EventKind::BackendState,
         EventKind::DrainStarted,
         EventKind::DrainChanged,
+        EventKind::DrainHeld,
         EventKind::DrainEnded,
         EventKind::BackendRemoved,
     ]
@@ -84,7 +87,10 @@ impl HookSpec {
             (None, None) => invalid("give it a command or a url"),
             (Some(_), Some(_)) => invalid("give it a command or a url, not both: two hooks can do both"),
             (Some(argv), None) if argv.is_empty() => invalid("the command is empty"),
-            (None, Some(url)) => destination(url).map(drop).or_else(|why| invalid(&why)),
+            (None, Some(url)) => {
+                let filled = template::sample(url).and_then(|url| destination(&url));
+                filled.map(drop).or_else(|why| invalid(&why))
+            }
             _ if self.timeout.0.is_zero() => invalid("the timeout is more than 0"),
             _ => Ok(()),
         }
@@ -92,7 +98,9 @@ impl HookSpec {
 
     fn wants(&self, event: &Event) -> bool {
         let service = event.service.as_ref();
+        let told_to_backends = self.url.as_deref().is_some_and(template::needs_backend);
         self.events.contains(&event.kind)
+            && (event.address.is_some() || !told_to_backends)
             && (self.services.is_empty() || service.is_some_and(|service| self.services.contains(service)))
     }
 }
@@ -220,7 +228,7 @@ async fn attempt_once(spec: &HookSpec, line: &str) -> Result<(), String> {
     if let Some(argv) = &spec.command {
         return command::run(argv, &[("EBB_HOOK", spec.name.clone())], format!("{line}\n").into_bytes()).await;
     }
-    post(spec.url.as_deref().unwrap_or_default(), line).await
+    post(&template::fill(spec.url.as_deref().unwrap_or_default(), line)?, line).await
 }
 
 async fn post(url: &str, line: &str) -> Result<(), String> {

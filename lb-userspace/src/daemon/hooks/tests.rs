@@ -140,12 +140,14 @@ async fn a_url_gets_a_post() {
 fn what_makes_no_sense_is_refused() {
     assert!(shell("true").check().is_ok());
     assert!(spec(&serde_json::json!({ "url": "http://[::1]:8080" })).check().is_ok());
+    assert!(spec(&serde_json::json!({ "url": "http://{address}:9000/{backend}" })).check().is_ok());
     for bad in [
         serde_json::json!({}),
         serde_json::json!({ "command": [] }),
         serde_json::json!({ "command": ["a"], "url": "http://a/" }),
         serde_json::json!({ "url": "https://example.org/" }),
         serde_json::json!({ "url": "example.org" }),
+        serde_json::json!({ "url": "http://{host}:9000/" }),
         serde_json::json!({ "command": ["a"], "timeout": 0 }),
         serde_json::json!({ "command": ["a"], "name": "a/b" }),
     ] {
