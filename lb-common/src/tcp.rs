@@ -19,6 +19,9 @@ pub mod flag {
 /// How far a segment may reach past what was seen and still count as in sequence: 2^24 bytes, a very large window.
 pub const WINDOW: u32 = 1 << 24;
 
+/// The most data that a SYN may carry: less than the largest frames hold.
+const SYN_DATA: u32 = 1 << 14;
+
 /// What is read off a segment.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +54,12 @@ impl Segment {
     pub const fn end(&self) -> u32 {
         let controls = (self.flags & flag::FIN) + ((self.flags & flag::SYN) >> 1);
         self.seq.wrapping_add(self.len).wrapping_add(controls as u32)
+    }
+
+    /// Sequence number that its sender is sure to go on at: after a SYN with data (RFC 7413) the data may not have been taken.
+    #[inline(always)]
+    pub const fn resumes_at(&self) -> u32 {
+        if self.has(flag::SYN) { self.seq.wrapping_add(1) } else { self.end() }
     }
 }
 
@@ -155,8 +164,8 @@ const fn verify(mut t: Track, s: Segment) -> Track {
 pub const fn from_server(mut t: Track, s: Segment) -> Track {
     if t.flags & ff::REPLY_SEEN == 0 {
         if s.has(flag::RST) {
-            // The refusal of a SYN acknowledges it (RFC 9293, section 3.10.7.1).
-            if s.has(flag::ACK) && s.ack == t.client_seq {
+            // The refusal of a SYN acknowledges it, and its data (RFC 9293, section 3.10.7.1).
+            if s.has(flag::ACK) && s.ack.wrapping_sub(t.client_seq) <= SYN_DATA {
                 t.flags |= ff::RST;
             }
             return t;
@@ -224,6 +233,23 @@ mod tests {
         assert_ne!(t.flags & ff::CLIENT_FIN_ACKED, 0);
         t = from_client(t, seg(11, 907, 0, ACK));
         assert_eq!(t.flags & ff::BOTH_FINS_ACKED, ff::BOTH_FINS_ACKED);
+    }
+
+    #[test]
+    fn data_in_a_syn_may_be_taken_or_not() {
+        let syn = seg(100, 0, 50, SYN);
+        assert_eq!((syn.resumes_at(), syn.end()), (101, 151));
+        assert_eq!(seg(100, 0, 50, ACK).resumes_at(), 150);
+        let t = Track { client_seq: syn.resumes_at(), ..opening(100, true) };
+        for (acked, next) in [(151, 151), (101, 101)] {
+            let t = from_server(t, seg(900, acked, 0, SYN | ACK));
+            let t = from_client(t, seg(next, 901, 0, ACK));
+            assert_ne!(t.flags & ff::ESTABLISHED, 0, "acknowledged up to {acked}");
+            let t = from_client(t, seg(next, 901, 10, ACK));
+            assert_eq!(t.client_seq, next + 10);
+        }
+        assert_ne!(from_server(t, seg(0, 151, 0, RST | ACK)).flags & ff::RST, 0, "refused with its data");
+        assert_eq!(from_server(t, seg(0, 100, 0, RST | ACK)).flags & ff::RST, 0);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub extern "C" fn ebb_choose() -> u32 {
         generation: choice.generation,
         now: time::ticks(request.now_ns),
         flags: flags | kind_flags(service),
-        client_seq: request.segment.end(),
+        client_seq: request.segment.resumes_at(),
         client_ack: request.segment.ack,
         peer: peers::row_of(request.source_mac, request.own_mac, request.ingress),
         nat_port: 0,

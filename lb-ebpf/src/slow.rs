@@ -187,7 +187,7 @@ impl Slow<'_> {
         let kept = !meta.any(flow_flag::CUT)
             && backend.keeps(entry.generation(), false, self.place.share, self.request.now_ns) == Keep::Forward;
         match phase(meta.flags(), self.age(meta), self.timers()) {
-            Phase::Opening if kept && entry.client_seq() == self.request.segment.end() => {
+            Phase::Opening if kept && entry.client_seq() == self.request.segment.resumes_at() => {
                 entry.touch(meta, meta.flags(), self.now);
                 Ok(forward(entry.backend(), index, Outcome::Forwarded))
             }
@@ -206,7 +206,7 @@ impl Slow<'_> {
             Lookup::Found { index, meta: second } => {
                 let entry = FlowMap.at(index).ok_or(NoBackend)?;
                 let retransmitted =
-                    !second.any(flow_flag::ESTABLISHED) && entry.client_seq() == self.request.segment.end();
+                    !second.any(flow_flag::ESTABLISHED) && entry.client_seq() == self.request.segment.resumes_at();
                 if retransmitted {
                     entry.touch(second, second.flags(), self.now);
                     return Ok(forward(entry.backend(), index, Outcome::Forwarded));

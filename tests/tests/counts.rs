@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ebb_tests::{
     lab::{Arms, Family, Plan},
     scene::{Forward, SOON, Scene, Setting, WEB_PORT},
-    traffic::abort,
+    traffic::{abort, forge_resets},
     wait_until,
 };
 
@@ -147,6 +147,26 @@ fn the_client_aborts(forward: Forward) -> Result<()> {
     stage.wait_live(0, SHORTLY)
 }
 
+/// Whoever knows a connection's addresses and ports but not its sequence number ends nothing (RFC 5961).
+fn forged_resets_end_nothing(forward: Forward) -> Result<()> {
+    let stage = Stage::set(forward)?;
+    let (mut client, mut server) = stage.connect_and_talk()?;
+    stage.scene.ebb.ok(&["drain", "web/b0", "--timeout", "60s", "--force"])?;
+    let before = stage.scene.ebb.backend("web/b0")?.packets_total;
+    forge_resets(&stage.scene.lab, client.local_addr()?, stage.scene.web())?;
+    wait_until("the resets to have come by", SOON, || {
+        stage.scene.ebb.backend("web/b0").is_ok_and(|backend| backend.packets_total >= before + 500)
+    })?;
+    thread::sleep(SHORTLY);
+    let backend = stage.scene.ebb.backend("web/b0")?;
+    assert_eq!((backend.state.as_str(), backend.active_flows), ("draining", 1), "it goes on");
+    say(&mut client, &mut server)?;
+    say(&mut server, &mut client)?;
+    abort(client)?;
+    stage.scene.ebb.wait_state("web/b0", "drained", SOON)?;
+    Ok(())
+}
+
 macro_rules! in_each_mode {
     ($($name:ident)*) => {
         mod dsr {
@@ -171,6 +191,7 @@ in_each_mode! {
     both_close_at_once
     half_closed_and_still_answering
     the_client_aborts
+    forged_resets_end_nothing
 }
 
 /// Only where replies run through the balancer can it know. (Under `dsr` the client's kernel says nothing.)

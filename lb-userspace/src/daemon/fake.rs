@@ -319,6 +319,20 @@ impl Datapath for FakeDatapath {
         Ok(kernel.flows.iter().filter(wanted).take(limit).map(record).collect())
     }
 
+    fn open_lengths(
+        &mut self,
+        service: ServiceSlot,
+        now_ns: u64,
+        see: &mut dyn FnMut(u64),
+    ) -> Result<(), DatapathError> {
+        let kernel = self.kernel();
+        let open = |flow: &&FakeFlow| {
+            flow.service == service && matches!(flow.state, FlowState::Established | FlowState::HalfClosed)
+        };
+        kernel.flows.iter().filter(open).for_each(|flow| see(now_ns.saturating_sub(flow.created_ns)));
+        Ok(())
+    }
+
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         let kernel = self.kernel();
         Ok(Counters {

@@ -476,6 +476,14 @@ pub trait Datapath: Send {
     /// Lists flows, at most `limit`.
     fn flows(&mut self, filter: FlowFilter, limit: usize) -> Result<Vec<FlowRecord>, DatapathError>;
 
+    /// Shows how long, in nanoseconds, each connection of a service that is open has lasted.
+    fn open_lengths(
+        &mut self,
+        service: ServiceSlot,
+        now_ns: u64,
+        see: &mut dyn FnMut(u64),
+    ) -> Result<(), DatapathError>;
+
     /// Reads all counters.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
 

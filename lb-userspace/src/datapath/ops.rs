@@ -197,6 +197,18 @@ impl Datapath for EbpfDatapath {
         Ok(found.iter().filter_map(|(meta, flow, phase)| record(*meta, flow, *phase, now_ns)).collect())
     }
 
+    fn open_lengths(
+        &mut self,
+        service: ServiceSlot,
+        now_ns: u64,
+        see: &mut dyn FnMut(u64),
+    ) -> Result<(), DatapathError> {
+        let facts = self.facts();
+        let lasted = |age: u32| see(u64::from(age) << time::TICK_SHIFT);
+        self.scan(&facts, now_ns).open_ages(service.0, lasted);
+        Ok(())
+    }
+
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         let backends = (0..=self.highest_backend)
             .map(|slot| (BackendSlot(slot), self.maps.stats_of(slot)))

@@ -15,7 +15,7 @@ pub use self::{
     apart::serve_requests,
     client::{Client, Closer, Conversation, Group, Lasting},
     datagrams::DatagramGroup,
-    flood::syn_flood,
+    flood::{forge_resets, syn_flood},
     receiver::{Post, Reaction, Receiver},
     server::{Server, Transport},
     wire::Name,

@@ -42,10 +42,23 @@ fn opening() -> Vec<Fixture> {
             .set(Change::Ring(Some(B1), None))
             .send(syn(ISN), to(B0))
             .flows(&[flow(B0, 0).seq(ISN + 1)]),
-        Fixture::new("SYN with data", "Data in a SYN counts into what the client says next (TCP Fast Open).")
+        Fixture::new("SYN with data", "Whether the server takes the data is not known yet (TCP Fast Open, RFC 7413).")
             .tcp()
             .send(segment(SYN, ISN, 0, 100), opens_to(B0))
-            .flows(&[flow(B0, 0).seq(ISN + 101)]),
+            .flows(&[flow(B0, 0).seq(ISN + 1)]),
+        Fixture::new("SYN with data that was taken", "The client goes on after it.")
+            .tcp()
+            .send(segment(SYN, ISN, 0, 100), opens_to(B0))
+            .answered(B0)
+            .send(ack(ISN + 101, ACKED), to(B0))
+            .flows(&[flow(B0, ff::ESTABLISHED).seq(ISN + 101)]),
+        Fixture::new("SYN with data that was not taken", "The client says it again, and the handshake is complete.")
+            .tcp()
+            .send(segment(SYN, ISN, 0, 100), opens_to(B0))
+            .send(syn(ISN), to(B0))
+            .answered(B0)
+            .send(data(ISN + 1, ACKED, 100), to(B0))
+            .flows(&[flow(B0, ff::ESTABLISHED).seq(ISN + 101)]),
         Fixture::new("SYN with another number on an opening entry", "It replaces the entry at once.")
             .tcp()
             .send(syn(ISN), opens_to(B0))

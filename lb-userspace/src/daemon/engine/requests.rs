@@ -15,7 +15,7 @@ use crate::{
         view,
     },
     daemon::handle::{EventStream, Reply, Request},
-    datapath::{DatapathError, FlowFilter, FlowRecord, FlowState},
+    datapath::{DatapathError, FlowFilter, FlowRecord},
 };
 
 /// Flows listed unless another number is asked for.
@@ -278,14 +278,9 @@ impl Engine {
     /// Looks at every flow of the service, which is as much work as a sweep.
     fn advice(&mut self, service: &str) -> Result<Advice, Error> {
         let service = &self.balancer.services[self.balancer.find(service)?];
-        let filter = FlowFilter { service: Some(service.slot), ..FlowFilter::default() };
-        let flows = self.datapath.flows(filter, usize::MAX)?;
-        let now_ns = self.clock.mono_ns();
         let mut open = Histogram::default();
-        for flow in flows.iter().filter(|flow| matches!(flow.state, FlowState::Established | FlowState::HalfClosed)) {
-            let age_ms = now_ns.saturating_sub(flow.created_ns) / 1_000_000;
-            open.record(u32::try_from(age_ms).unwrap_or(u32::MAX));
-        }
+        let mut record = |length_ns: u64| open.record(u32::try_from(length_ns / 1_000_000).unwrap_or(u32::MAX));
+        self.datapath.open_lengths(service.slot, self.clock.mono_ns(), &mut record)?;
         Ok(advisor::advise(&service.spec.name, &service.lengths, &open, service.spec.drain_timeout_s))
     }
 

@@ -210,6 +210,23 @@ impl<'a> Scan<'a> {
         entry.snapshot(meta).map(|flow| (meta, flow))
     }
 
+    /// Shows the age in ticks of each flow of a service whose handshake is complete and whose end has not been seen.
+    pub(crate) fn open_ages(&self, service: u16, mut see: impl FnMut(u32)) {
+        let now = self.now();
+        for (_, entry) in self.table.view.iter() {
+            let meta = entry.meta();
+            if meta.life() != Life::Linked {
+                continue;
+            }
+            let Some(flow) = entry.brief(meta).filter(|flow| flow.service == service) else { continue };
+            let phase = phase_of(self.facts, flow.service, meta, now);
+            let open = matches!(phase, Phase::Established | Phase::HalfClosed);
+            if open && self.facts.is_current(flow.backend, flow.generation) {
+                see(time::age(now, flow.started));
+            }
+        }
+    }
+
     /// Flows of current generations that `wanted` accepts, with their phases, at most `limit`.
     pub(crate) fn list(&self, limit: usize, wanted: impl Fn(&FlowEntry) -> bool) -> Vec<(Meta, FlowEntry, Phase)> {
         self.linked()
