@@ -192,6 +192,8 @@ fn translate_error<F: Family>(
         let pseudo = F::rewrite_address(packet, offset, outer.side, outer.addr, true)?;
         // ICMPv6 sums the addresses too.
         delta += if F::V6 { pseudo } else { 0 };
+    } else {
+        F::decrement_hop_limit(packet, offset)?;
     }
     // IPv4: the quoted header's checksum makes up for the quoted address, so that their sum stays.
     let address = F::rewrite_address(packet, quoted.offset, to.side, to.addr, false)?;

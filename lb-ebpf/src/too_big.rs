@@ -1,5 +1,5 @@
 //! "Fragmentation needed" (RFC 792, RFC 1191) and "packet too big" (RFC 4443), sent in the VIP's name to a client whose
-//! packet does not fit the tunnel.
+//! packet does not fit the tunnel or the way to a `nat` backend; and to such a backend in the client's name.
 
 use lb_common::{addr::Addr, checksum, outcome::Outcome};
 

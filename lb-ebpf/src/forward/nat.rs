@@ -1,7 +1,7 @@
 //! Network address translation: the destination is rewritten on the way in, the source on the way back, which runs
 //! through this node because the backends' route to the clients does.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_check_mtu as check_mtu};
 use lb_common::{
     addr::Addr,
     backend::{Backend, Keep},
@@ -27,7 +27,7 @@ use crate::{
     rare,
     rewrite::{self, Side, Translation},
     scratch::{self, NONE, NatQuery},
-    services, steer,
+    services, steer, too_big,
     track::Place,
 };
 
@@ -47,6 +47,9 @@ fn inbound<F: Family>(packet: &Packet, offset: usize, backend: u32, entry: u32) 
     let row = steer::row(backend).ok_or(Outcome::DroppedNoBackend)?;
     if row.addr.is_v4() == F::V6 {
         return Err(Outcome::DroppedUnresolved);
+    }
+    if row.mtu != 0 && ip.len > row.mtu as usize {
+        return too_big::answer::<F>(packet, offset, row.mtu as usize);
     }
     let nat_port = if entry == NONE { 0 } else { FlowMap.at(entry).map_or(0, FlowRef::nat_port) };
     let to = Translation { side: Side::Destination, addr: row.addr, port: row.port, other_port: nat_port };
@@ -119,10 +122,34 @@ fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sen
     {
         fragment::remember_reply(&ip, entry, clock(control));
     }
+    if let Some(mtu) = narrower(packet, entry.peer(), ip.len) {
+        return too_big::answer::<F>(packet, offset, mtu);
+    }
     let to = Translation { side: Side::Source, addr: service.vip, port: service.port, other_port: key.port() };
     rewrite::translate::<F>(packet, &ip, to)?;
     to_peer(packet, entry.peer(), Outcome::Reply)
 }
+
+/// Packets of up to this many bytes pass unasked: every host must take them (RFC 791, section 3.1).
+const SMALL: usize = 576;
+
+/// The MTU of the peer's interface, if a packet of `len` bytes does not fit it. The kernel would drop such a one without a
+/// word (net/core/filter.c, `xdp_ok_fwd_dev`), and its sender would never learn why.
+#[inline(always)]
+fn narrower(packet: &Packet, peer: u16, len: usize) -> Option<usize> {
+    if len <= SMALL {
+        return None;
+    }
+    let peer = Peer::unpack(PEERS.get(peer as u32)?.peer)?;
+    // In: the packet's own length, so that tags do not count. Out: the MTU.
+    let mut mtu = len as u32;
+    // SAFETY: the context is the kernel's, and the word is ours.
+    let result = unsafe { check_mtu(packet.context().cast(), peer.ifindex, &raw mut mtu, 0, 0) };
+    (result == FRAGMENTATION_NEEDED).then_some(mtu as usize)
+}
+
+/// `BPF_MTU_CHK_RET_FRAG_NEEDED` (include/uapi/linux/bpf.h).
+const FRAGMENTATION_NEEDED: i64 = 1;
 
 /// Takes the reply into the flow's state.
 #[inline(always)]
