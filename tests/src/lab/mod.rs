@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use self::sys::enter_new_netns;
 pub use self::{
     ebb::{Background, Ebb, Output},
     netns::Namespace,

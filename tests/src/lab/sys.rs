@@ -23,6 +23,12 @@ pub(crate) fn enter_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// Moves the calling thread into a network namespace of its own.
+pub(crate) fn enter_new_netns() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Makes a `Command` enter `netns` in the child before it becomes the program.
 pub(crate) fn enter_before_exec(command: &mut std::process::Command, netns: OwnedFd) {
     use std::{os::fd::AsFd, os::unix::process::CommandExt};

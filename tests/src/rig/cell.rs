@@ -26,12 +26,21 @@ pub enum Mode {
     Dsr,
     /// Destination rewritten.
     Nat,
-    /// IP-in-IP.
+    /// IP-in-IP, both of one family.
     Tunnel,
+    /// IP-in-IP, the outer packet of the other family.
+    Across,
 }
 
 /// All modes.
-pub const MODES: [Mode; 3] = [Mode::Dsr, Mode::Nat, Mode::Tunnel];
+pub const MODES: [Mode; 4] = [Mode::Dsr, Mode::Nat, Mode::Tunnel, Mode::Across];
+
+impl Mode {
+    /// Whether packets go to backends inside others.
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::Tunnel | Self::Across)
+    }
+}
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,6 +48,7 @@ impl fmt::Display for Mode {
             Self::Dsr => "dsr",
             Self::Nat => "nat",
             Self::Tunnel => "tunnel",
+            Self::Across => "tunnel across families",
         })
     }
 }
@@ -97,18 +107,31 @@ pub struct Cell {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = match self.family {
+        let name = |family| match family {
             Family::V4 => "ipv4",
             Family::V6 => "ipv6",
         };
-        write!(f, "{}/{family}/{}", self.mode, self.protocol)
+        let (mode, family) = (self.mode, name(self.family));
+        match mode {
+            Mode::Dsr | Mode::Nat => write!(f, "{mode}/{family}/{}", self.protocol),
+            Mode::Tunnel | Mode::Across => write!(f, "tunnel/{family} in {}/{}", name(self.outer()), self.protocol),
+        }
     }
 }
 
 impl Cell {
-    /// The address of that family in network `net`.
-    fn address(self, net: u8, host: u8) -> IpAddr {
-        match self.family {
+    /// The family in which backends are reached.
+    pub const fn outer(self) -> Family {
+        match (self.mode, self.family) {
+            (Mode::Across, Family::V4) => Family::V6,
+            (Mode::Across, Family::V6) => Family::V4,
+            (_, family) => family,
+        }
+    }
+
+    /// The address of a family in network `net`.
+    fn address(family: Family, net: u8, host: u8) -> IpAddr {
+        match family {
             Family::V4 => Ipv4Addr::new(10, net, 0, host).into(),
             Family::V6 => Ipv6Addr::new(0xfd00, u16::from(net), 0, 0, 0, 0, 0, u16::from(host)).into(),
         }
@@ -116,17 +139,17 @@ impl Cell {
 
     /// The service's VIP and port.
     pub fn vip(self) -> SocketAddr {
-        (self.address(9, 1), 80).into()
+        (Self::address(self.family, 9, 1), 80).into()
     }
 
     /// A client, whose address and port are none of the others'.
     pub fn client(self) -> SocketAddr {
-        (self.address(1, 10), 40_000).into()
+        (Self::address(self.family, 1, 10), 40_000).into()
     }
 
     /// Address of backend `n`; under NAT its port is 8080.
     pub fn backend(self, n: u8) -> IpAddr {
-        self.address(2, 10 + n)
+        Self::address(self.outer(), 2, 10 + n)
     }
 
     /// The entry that finds the service.
@@ -150,7 +173,7 @@ impl Cell {
             forward: match self.mode {
                 Mode::Dsr => forward::DSR,
                 Mode::Nat => forward::NAT,
-                Mode::Tunnel => forward::TUNNEL,
+                Mode::Tunnel | Mode::Across => forward::TUNNEL,
             },
             idle_ticks: seconds(300),
             fin_quiet_ticks: time::duration_ticks(1_000_000_000),
@@ -173,10 +196,10 @@ impl Cell {
             addr: self.backend(n).into(),
             port: match self.mode {
                 Mode::Nat => 8080_u16.to_be(),
-                Mode::Dsr | Mode::Tunnel => self.vip().port().to_be(),
+                Mode::Dsr | Mode::Tunnel | Mode::Across => self.vip().port().to_be(),
             },
             mtu: 1500,
-            tunnel_source: Addr::from(self.address(2, 1)),
+            tunnel_source: Addr::from(Self::address(self.outer(), 2, 1)),
             ..Backend::zeroed()
         }
     }

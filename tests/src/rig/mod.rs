@@ -6,6 +6,7 @@ mod cell;
 mod clock;
 mod counters;
 mod mapped;
+mod place;
 
 use std::collections::BTreeMap;
 
@@ -34,6 +35,7 @@ pub use self::{
     clock::{now_ns, now_ticks, seconds},
     counters::{Counters, OUTCOME_STRIDE},
     mapped::Mapped,
+    place::{NEIGHBOUR_MAC, ROUTE_MAC, isolate},
 };
 
 /// What the program did with a frame (include/uapi/linux/bpf.h, `enum xdp_action`).
@@ -129,6 +131,8 @@ impl Rig {
         let mut ebpf = loader.load(OBJECT).context("load the eBPF object (needs root and a kernel with BTF)")?;
         let program: &mut Xdp = ebpf.program_mut("ebb_xdp").context("the object has no ebb_xdp")?.try_into()?;
         program.load().context("the verifier refuses ebb_xdp")?;
+        let decap: &mut Xdp = ebpf.program_mut("ebb_decap").context("the object has no ebb_decap")?.try_into()?;
+        decap.load().context("the verifier refuses ebb_decap")?;
         let jiffies = kernel_clock::jiffies(&mut ebpf);
         let mut rig = Self {
             sizes,
@@ -236,20 +240,49 @@ impl Rig {
 
     /// Runs the program once on a frame that comes in on the loopback; returns what it did and what became of the frame.
     pub fn run(&self, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
-        let mut out = vec![0; frame.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat: 1, ..TestRunOptions::default() };
-        let result = self.program()?.test_run(options).with_context(|| format!("test-run of {} bytes", frame.len()))?;
-        let length = result.data_size_out as usize;
-        ensure!(length <= out.len(), "the frame grew to {length} bytes");
-        out.truncate(length);
-        Ok((Action::from_u32(result.return_value)?, out))
+        self.run_in(frame, false)
+    }
+
+    /// [`Rig::run`], with or without room in front of the frame: metadata takes it all up if it is `crowded`.
+    pub fn run_in(&self, frame: &[u8], crowded: bool) -> Result<(Action, Vec<u8>)> {
+        let metadata = if crowded { MOST_METADATA } else { 0 };
+        test_run(self.program()?, frame, metadata)
+    }
+
+    /// Runs the program of `ebb decap` once on a frame.
+    pub fn run_decap(&self, frame: &[u8]) -> Result<(Action, Vec<u8>)> {
+        test_run(self.ebpf.program("ebb_decap").context("the object has no ebb_decap")?.try_into()?, frame, 0)
     }
 
     /// All counters, added up over the CPUs.
     pub fn counters(&self) -> Counters {
         Counters::read(&self.outcomes, &self.stats, self.sizes.backends)
     }
+}
+
+/// Metadata that leaves no room for a header in the 256 bytes in front of a frame, of which the kernel's own
+/// `struct xdp_frame` has 40.
+const MOST_METADATA: usize = 208;
+
+fn test_run(program: &Xdp, frame: &[u8], metadata: usize) -> Result<(Action, Vec<u8>)> {
+    let length = frame.len() + metadata;
+    let data = [&vec![0; metadata], frame].concat();
+    // `struct xdp_md`: where the frame begins and ends, counted from the metadata, which begins at 0.
+    let context: Vec<u8> =
+        [metadata as u32, length as u32, 0, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+    let mut out = vec![0; length + 256];
+    let options = TestRunOptions {
+        data_in: Some(&data),
+        data_out: Some(&mut out),
+        ctx_in: (metadata != 0).then_some(&context),
+        repeat: 1,
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).with_context(|| format!("test-run of {length} bytes"))?;
+    let length = result.data_size_out as usize;
+    ensure!(length <= out.len(), "the frame grew to {length} bytes");
+    out.truncate(length);
+    Ok((Action::from_u32(result.return_value)?, out.split_off(metadata.min(length))))
 }
 
 /// The map called `name`, in memory.

@@ -3,13 +3,19 @@
 
 use ebb_tests::{
     lab::{FAMILIES, Family},
-    packets::{
-        Extension, Frame, Piece, Transport,
-        tcp_flag::{ACK, FIN, PSH, RST, SYN},
-    },
-    rig::{CLIENT_MAC, Cell, MODES, Mode, OWN_MAC, PROTOCOLS, Protocol},
+    packets::tcp_flag::{ACK, SYN},
+    rig::{Cell, MODES, Mode, PROTOCOLS, Protocol},
 };
 use lb_common::{backend::BackendState, outcome::Outcome};
+
+pub use crate::{
+    decap::Tunnelled,
+    expect::{
+        Expect, Outcomes, drop, echo_reply, goes_with, opens_to, pass, reset, reset_acking, to, too_big,
+        too_big_for_tunnel,
+    },
+    input::{ACKED, ISN, Input, ack, data, datagram, fin, more, open, rst, segment, syn},
+};
 
 /// A backend of the service under test.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +25,8 @@ pub struct B(pub u8);
 pub const B0: B = B(0);
 /// Another, on the clients' link.
 pub const B1: B = B(1);
+/// What [`B0`] is to the second service, see [`Change::Share`].
+pub const B3: B = B(3);
 
 /// One fixture, for every combination that it names.
 pub struct Fixture {
@@ -36,21 +44,44 @@ pub enum Step {
     Send(Input, Expect),
     /// A backend's packet to the client is run, under `nat`; in the other modes it does not come this way.
     Reply(Reply),
+    /// A packet arrives at a backend in its tunnel, where `ebb decap` runs.
+    Decap(Tunnelled),
     /// The maps are changed.
     Set(Change),
     /// The flow table holds exactly these flows.
     Flows(Vec<Flow>),
 }
 
-/// A backend's packet to the client, which must reach it as the VIP's.
-#[derive(Clone, Copy, Debug)]
+/// A backend's packet to the client, and what must become of it.
 pub struct Reply {
     pub from: B,
-    pub flags: u8,
-    pub seq: u32,
-    pub ack: u32,
-    pub bytes: usize,
+    pub input: Input,
+    pub heard: Heard,
 }
+
+/// What must become of a backend's packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Heard {
+    /// It reaches the client's port, as from that port of the VIP.
+    Client { vip_port: u16, port: u16 },
+    /// The same by the kernel's routes, since the flow is not known.
+    ByRoute,
+    /// It is an ICMP error and reaches the client; the backend's own come from the VIP then, a router's do not.
+    Error { from_backend: bool },
+    /// It is a later fragment, and follows its first.
+    Fragment,
+    /// The backend is answered by an RST with these numbers.
+    Reset { seq: u32, ack: u32, flags: u8 },
+    /// The backend is answered for the packet's size.
+    TooBig { mtu: u16 },
+    /// It is dropped.
+    Dropped(Outcome),
+    /// It is passed.
+    Passed(Outcome),
+}
+
+/// What reaches the client as usual.
+pub const HEARD: Heard = Heard::Client { vip_port: 80, port: 40_000 };
 
 /// A change of the maps, as the daemon or time would make it.
 #[derive(Clone, Copy, Debug)]
@@ -87,48 +118,21 @@ pub enum Change {
     PerDatagram,
     /// The VIP is known whatever the port, with these flags of `address_flag`.
     Address(u32),
-    /// The backend is reached by the other family (`tunnel`).
+    /// The backend's address is of the other family.
     OtherFamily(B),
+    /// The backend's slot is another service's.
+    Strange(B),
+    /// The largest packet that the backend's next hop takes.
+    Mtu(B, u16),
+    /// The flow table is full of established flows.
+    Fill,
+    /// Clients are steered by that many bits of their address; the slot of these clients is that backend's.
+    Affinity(u8, B),
+    /// The other half of the service's ring is published; every slot in it is that backend's.
+    OtherHalf(B),
+    /// A second service, on the VIP's port 81, has the first one's endpoints for its backends too; [`B3`] is [`B0`]'s.
+    Share,
 }
-
-type Edit = Box<dyn Fn(&mut Frame) + Send + Sync>;
-type Patch = Box<dyn Fn(&Frame, &mut Vec<u8>) + Send + Sync>;
-
-/// A frame to send, relative to the combination under test.
-pub struct Input {
-    transport: Option<Transport>,
-    payload: usize,
-    edits: Vec<Edit>,
-    patches: Vec<Patch>,
-}
-
-/// What must become of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Expect {
-    pub outcome: Outcome,
-    pub result: Outcomes,
-    /// The packet ends its flow by an RST, which is counted for its backend.
-    pub counts_reset: bool,
-    /// It counts as one of the backend's packets.
-    pub counts: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum Outcomes {
-    /// Forwarded to that backend in the service's mode.
-    To(B),
-    /// Passed to the kernel, untouched.
-    Pass,
-    /// Dropped.
-    Drop,
-    /// Answered by an RST with these numbers.
-    Reset { seq: u32, ack: u32, flags: u8 },
-    /// Answered by "fragmentation needed" or "packet too big".
-    TooBig { mtu: u16 },
-    /// An echo request answered.
-    EchoReply,
-}
-
 /// A flow as it stands in the table.
 #[derive(Clone, Debug)]
 pub struct Flow {
@@ -181,7 +185,7 @@ impl Fixture {
 
     /// Only for modes in which replies do not come this way.
     pub fn one_way(mut self) -> Self {
-        self.modes = vec![Mode::Dsr, Mode::Tunnel];
+        self.modes = vec![Mode::Dsr, Mode::Tunnel, Mode::Across];
         self
     }
 
@@ -191,14 +195,36 @@ impl Fixture {
         self
     }
 
+    /// Only for `nat`.
+    pub fn nat(self) -> Self {
+        self.only(Mode::Nat)
+    }
+
+    /// Only for tunnels.
+    pub fn tunnels(mut self) -> Self {
+        self.modes = vec![Mode::Tunnel, Mode::Across];
+        self
+    }
+
     /// The backend answers what [`open`] sent: a SYN with ACK, or a datagram.
     pub fn answered(self, from: B) -> Self {
         self.reply(from, SYN | ACK, ACKED.wrapping_sub(1), ISN + 1, 0)
     }
 
     /// The backend says something.
-    pub fn reply(mut self, from: B, flags: u8, seq: u32, ack: u32, bytes: usize) -> Self {
-        self.steps.push(Step::Reply(Reply { from, flags, seq, ack, bytes }));
+    pub fn reply(self, from: B, flags: u8, seq: u32, ack: u32, bytes: usize) -> Self {
+        self.says(from, segment(flags, seq, ack, bytes), HEARD)
+    }
+
+    /// The backend sends this to the client.
+    pub fn says(mut self, from: B, input: Input, heard: Heard) -> Self {
+        self.steps.push(Step::Reply(Reply { from, input, heard }));
+        self
+    }
+
+    /// A packet arrives at the backend in its tunnel.
+    pub fn arrives(mut self, tunnelled: Tunnelled) -> Self {
+        self.steps.push(Step::Decap(tunnelled));
         self
     }
 
@@ -221,195 +247,6 @@ impl Fixture {
         })
     }
 }
-
-/// The client's sequence number in the examples' SYN.
-pub const ISN: u32 = 1000;
-/// What the server has said in the examples, as the client acknowledges it.
-pub const ACKED: u32 = 0x8000_1000;
-
-fn tcp(flags: u8, seq: u32, ack: u32, payload: usize) -> Input {
-    Input { transport: Some(Transport::tcp(flags, seq, ack)), payload, edits: Vec::new(), patches: Vec::new() }
-}
-
-/// A SYN.
-pub fn syn(seq: u32) -> Input {
-    tcp(SYN, seq, 0, 0)
-}
-
-/// An acknowledgement without data.
-pub fn ack(seq: u32, ack: u32) -> Input {
-    tcp(ACK, seq, ack, 0)
-}
-
-/// Data.
-pub fn data(seq: u32, ack: u32, bytes: usize) -> Input {
-    tcp(ACK | PSH, seq, ack, bytes)
-}
-
-/// The client's last segment.
-pub fn fin(seq: u32, ack: u32) -> Input {
-    tcp(FIN | ACK, seq, ack, 0)
-}
-
-/// A segment with any flags.
-pub fn segment(flags: u8, seq: u32, ack: u32, bytes: usize) -> Input {
-    tcp(flags, seq, ack, bytes)
-}
-
-/// A reset by the client.
-pub fn rst(seq: u32) -> Input {
-    tcp(RST, seq, 0, 0)
-}
-
-/// A datagram with that many bytes.
-pub fn datagram(payload: usize) -> Input {
-    let transport = Transport::Udp { checksum: true };
-    Input { transport: Some(transport), payload, edits: Vec::new(), patches: Vec::new() }
-}
-
-/// What opens a flow: a SYN with [`ISN`], or a datagram.
-pub fn open() -> Input {
-    Input { transport: None, payload: 0, edits: Vec::new(), patches: Vec::new() }
-}
-
-/// What follows: ten bytes of data, or a datagram of ten bytes.
-pub fn more() -> Input {
-    Input { transport: None, payload: 10, edits: Vec::new(), patches: Vec::new() }
-}
-
-impl Input {
-    /// Changes headers before the frame is built.
-    pub fn with(mut self, edit: impl Fn(&mut Frame) + Send + Sync + 'static) -> Self {
-        self.edits.push(Box::new(edit));
-        self
-    }
-
-    /// Changes bytes after it is built: what no library would write.
-    pub fn patched(mut self, patch: impl Fn(&Frame, &mut Vec<u8>) + Send + Sync + 'static) -> Self {
-        self.patches.push(Box::new(patch));
-        self
-    }
-
-    /// With VLAN tags, the outer one first.
-    pub fn tags(self, tags: &'static [u16]) -> Self {
-        self.with(move |frame| frame.tags = tags.to_vec())
-    }
-
-    /// To another port of the VIP.
-    pub fn port(self, port: u16) -> Self {
-        self.with(move |frame| frame.destination.set_port(port))
-    }
-
-    /// From another port of the client.
-    pub fn client_port(self, port: u16) -> Self {
-        self.with(move |frame| frame.source.set_port(port))
-    }
-
-    /// With IPv6 extension headers.
-    pub fn extensions(self, extensions: &'static [Extension]) -> Self {
-        self.with(move |frame| frame.extensions = extensions.to_vec())
-    }
-
-    /// As a fragment.
-    pub fn piece(self, piece: Piece) -> Self {
-        self.with(move |frame| frame.piece = Some(piece))
-    }
-
-    /// One byte of the IP header set.
-    pub fn ip_byte(self, at: usize, value: u8) -> Self {
-        self.patched(move |frame, bytes| bytes[frame.ip_offset() + at] = value)
-    }
-
-    /// One byte of what follows the IP header set.
-    pub fn transport_byte(self, at: usize, value: u8) -> Self {
-        self.patched(move |frame, bytes| bytes[frame.payload_offset() + at] = value)
-    }
-
-    /// The frame for a combination, and its bytes.
-    pub fn realise(&self, cell: Cell) -> (Frame, Vec<u8>) {
-        let transport = self.transport.clone().unwrap_or(match (cell.protocol, self.payload) {
-            (Protocol::Tcp, 0) => Transport::tcp(SYN, ISN, 0),
-            (Protocol::Tcp, _) => Transport::tcp(ACK | PSH, ISN + 1, ACKED),
-            (Protocol::Udp, _) => Transport::Udp { checksum: true },
-        });
-        let mut frame = Frame::new(cell.client(), cell.vip(), transport);
-        frame.source_mac = CLIENT_MAC;
-        frame.destination_mac = OWN_MAC;
-        frame.payload = (0..self.payload).map(|i| i as u8).collect();
-        for edit in &self.edits {
-            edit(&mut frame);
-        }
-        let mut bytes = frame.bytes();
-        for patch in &self.patches {
-            patch(&frame, &mut bytes);
-        }
-        (frame, bytes)
-    }
-}
-
-fn expect(outcome: Outcome, result: Outcomes) -> Expect {
-    Expect { outcome, result, counts_reset: false, counts: true }
-}
-
-/// Forwarded as a packet of a known flow.
-pub fn to(backend: B) -> Expect {
-    expect(Outcome::Forwarded, Outcomes::To(backend))
-}
-
-/// Forwarded as the first packet of a new flow.
-pub fn opens_to(backend: B) -> Expect {
-    expect(Outcome::NewFlow, Outcomes::To(backend))
-}
-
-/// Passed, untouched.
-pub fn pass(outcome: Outcome) -> Expect {
-    expect(outcome, Outcomes::Pass)
-}
-
-/// Dropped.
-pub fn drop(outcome: Outcome) -> Expect {
-    expect(outcome, Outcomes::Drop)
-}
-
-/// Answered by an RST with that sequence number and no acknowledgement.
-pub fn reset(seq: u32) -> Expect {
-    expect(Outcome::ResetSent, Outcomes::Reset { seq, ack: 0, flags: RST })
-}
-
-/// Answered by an RST that acknowledges, to a segment that acknowledges nothing.
-pub fn reset_acking(ack: u32) -> Expect {
-    expect(Outcome::ResetSent, Outcomes::Reset { seq: 0, ack, flags: RST | ACK })
-}
-
-/// Sent on as what belongs to a flow, but is no packet of it.
-pub fn goes_with(backend: B, outcome: Outcome) -> Expect {
-    Expect { counts: false, ..expect(outcome, Outcomes::To(backend)) }
-}
-
-/// Answered for its size.
-pub fn too_big(mtu: u16) -> Expect {
-    expect(Outcome::TooBigSent, Outcomes::TooBig { mtu })
-}
-
-/// An echo request answered.
-pub fn echo_reply() -> Expect {
-    expect(Outcome::EchoAnswered, Outcomes::EchoReply)
-}
-
-impl Expect {
-    /// Counted as that instead.
-    pub fn as_(mut self, outcome: Outcome) -> Self {
-        self.outcome = outcome;
-        self
-    }
-
-    /// And the flow counts as ended by an RST.
-    pub fn ends_flow(mut self) -> Self {
-        self.counts_reset = true;
-        self
-    }
-}
-
 /// A flow of that backend in its first life, with these flags and no others; those that follow from mode and protocol
 /// are added.
 pub fn flow(backend: B, flags: u16) -> Flow {

@@ -132,6 +132,13 @@ fn lies() -> Vec<Fixture> {
     }
     tcp = tcp.flows(&[]);
 
+    let mut udp = Fixture::new("UDP header lies", "The datagram's own length is checked against the packet's.").udp();
+    // A header of eight bytes and ten of payload.
+    for length in (0..8).chain(19..40).chain([255]) {
+        udp = udp.send(more().transport_byte(5, length), drop(Outcome::DroppedMalformed));
+    }
+    udp = udp.send(more().transport_byte(4, 0xff), drop(Outcome::DroppedMalformed)).flows(&[]);
+
     let mut extensions = Fixture::new(
         "IPv6 extension header lies",
         "A length that leads out of the packet, or beyond 256 bytes, or over other headers than there are.",
@@ -146,7 +153,7 @@ fn lies() -> Vec<Fixture> {
     }
     // Two words too long: what is taken for ports is no service's.
     extensions = extensions.send(lying(2), pass(Outcome::NotForService));
-    vec![v4, v6, tcp, extensions.flows(&[])]
+    vec![v4, v6, tcp, udp, extensions.flows(&[])]
 }
 
 fn not_for_us() -> Vec<Fixture> {

@@ -1,0 +1,175 @@
+//! Fixtures: what only `nat` does. Replies of known and of forgotten flows, errors in both directions, cut flows whose
+//! backend is told, and services that share a backend's endpoint.
+
+use ebb_tests::packets::{
+    Transport,
+    tcp_flag::{ACK, FIN, PSH, RST, SYN},
+};
+use lb_common::{flow::flow_flag as ff, outcome::Outcome};
+
+use crate::{
+    fixture::{
+        ACKED, B0, B1, B3, Change, Fixture, HEARD, Heard, ISN, ack, data, datagram, drop, flow, more, open, opens_to,
+        reset, rst, segment, syn, to,
+    },
+    icmp::error_from,
+};
+
+/// A deadline that has passed.
+const PAST: i64 = -1;
+
+pub fn all() -> Vec<Fixture> {
+    let mut all = replies();
+    all.extend(errors());
+    all.extend(over());
+    all.extend(shared());
+    all
+}
+
+/// A flow to `B0` whose handshake is complete.
+fn established(name: &'static str, about: &'static str) -> Fixture {
+    Fixture::new(name, about).nat().tcp().send(syn(ISN), opens_to(B0)).answered(B0).send(ack(ISN + 1, ACKED), to(B0))
+}
+
+fn replies() -> Vec<Fixture> {
+    let without = |bytes| datagram(bytes).with(|frame| frame.transport = Transport::Udp { checksum: false });
+    vec![
+        Fixture::new("datagrams without checksum, both ways", "None is made up for them.")
+            .nat()
+            .udp()
+            .v4()
+            .send(without(32), opens_to(B0))
+            .says(B0, without(64), HEARD)
+            .says(B0, without(0), HEARD)
+            .send(without(1), to(B0)),
+        Fixture::new("a reply with a tag", "It keeps its tag, and comes from the VIP.")
+            .nat()
+            .send(open().tags(&[7]), opens_to(B0))
+            .says(B0, segment(SYN | ACK, ACKED - 1, ISN + 1, 0).tags(&[7]), HEARD),
+        Fixture::new("a reply whose hop limit is used up", "Who forwards as a router counts hops.")
+            .nat()
+            .send(open(), opens_to(B0))
+            .says(
+                B0,
+                segment(SYN | ACK, ACKED - 1, ISN + 1, 0).with(|frame| frame.hop_limit = 1),
+                Heard::Dropped(Outcome::DroppedHopLimit),
+            ),
+        established("finished both ways", "Both FINs acknowledged: the flow is over, to the packet.")
+            .send(segment(FIN | ACK, ISN + 1, ACKED, 0), to(B0))
+            .reply(B0, ACK, ACKED, ISN + 2, 0)
+            .reply(B0, FIN | ACK, ACKED, ISN + 2, 0)
+            .send(ack(ISN + 2, ACKED + 1), to(B0))
+            .flows(&[flow(
+                B0,
+                ff::ESTABLISHED | ff::CLIENT_FIN | ff::SERVER_FIN | ff::CLIENT_FIN_ACKED | ff::SERVER_FIN_ACKED,
+            )]),
+        established("the backend's RST", "It reaches the client, and ends the flow.")
+            .reply(B0, RST | ACK, ACKED, ISN + 1, 0)
+            .flows(&[flow(B0, ff::ESTABLISHED | ff::RST)]),
+        established(
+            "a reply on a forgotten flow",
+            "By the kernel's routes, as the VIP's: the client must see no other.",
+        )
+        .set(Change::Forget)
+        .says(B0, segment(ACK | PSH, ACKED, ISN + 1, 50), Heard::ByRoute)
+        .says(B0, segment(FIN | ACK, ACKED + 50, ISN + 1, 0), Heard::ByRoute)
+        .says(B0, segment(RST, ACKED + 51, 0, 0), Heard::ByRoute)
+        .flows(&[]),
+        Fixture::new("a connection of the backend's own", "No reply on anything: passed.").nat().tcp().says(
+            B0,
+            segment(SYN, 1, 0, 0),
+            Heard::Passed(Outcome::NotForService),
+        ),
+        Fixture::new("a datagram of the backend's own", "No reply on anything for sure: passed.").nat().udp().says(
+            B0,
+            datagram(10),
+            Heard::Passed(Outcome::NotForService),
+        ),
+        established("a forgotten flow of a shared endpoint", "Whose client it is cannot be told.")
+            .set(Change::Share)
+            .set(Change::Forget)
+            .says(B0, segment(ACK | PSH, ACKED, ISN + 1, 50), Heard::Dropped(Outcome::DroppedUnresolved)),
+    ]
+}
+
+fn errors() -> Vec<Fixture> {
+    let flow = |name, about| Fixture::new(name, about).nat().send(open(), opens_to(B0)).send(more(), to(B0));
+    vec![
+        flow("ICMP error by a router on the way to a backend", "The client gets it about the packet that it sent.")
+            .says(B0, error_from(true), Heard::Error { from_backend: false }),
+        flow("ICMP error by a backend", "The client gets it from the VIP, about the packet that it sent.").says(
+            B0,
+            error_from(false),
+            Heard::Error { from_backend: true },
+        ),
+        Fixture::new("ICMP error about no flow", "Passed.")
+            .nat()
+            .says(B0, error_from(true), Heard::Passed(Outcome::NotForService))
+            .says(B0, error_from(false), Heard::Passed(Outcome::NotForService)),
+    ]
+}
+
+fn over() -> Vec<Fixture> {
+    vec![
+        established("past the deadline, the backend's data", "The backend is told: its number is the one it expects.")
+            .set(Change::Drain(B0, B1, PAST))
+            .says(B0, segment(ACK | PSH, ACKED, ISN + 1, 10), Heard::Reset { seq: ISN + 1, ack: 0, flags: RST })
+            .send(data(ISN + 1, ACKED, 10), reset(ACKED)),
+        established("past the deadline, the backend's RST", "An RST is never answered.")
+            .set(Change::Drain(B0, B1, PAST))
+            .says(B0, segment(RST, ACKED, 0, 0), Heard::Dropped(Outcome::DroppedCut)),
+        established("cut, the client's RST, then the backend's data", "Both ends are told.")
+            .set(Change::Cut)
+            .send(rst(ISN + 1), to(B0))
+            .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Reset { seq: ISN + 1, ack: 0, flags: RST }),
+        Fixture::new("a datagram back on a flow that was cut", "Dropped: the client has been steered elsewhere.")
+            .nat()
+            .udp()
+            .send(datagram(10), opens_to(B0))
+            .set(Change::Cut)
+            .says(B0, datagram(20), Heard::Dropped(Outcome::DroppedCut)),
+        Fixture::new("a backend of the other family", "It cannot be reached by rewriting an address.")
+            .nat()
+            .set(Change::OtherFamily(B0))
+            .send(open(), drop(Outcome::DroppedUnresolved)),
+    ]
+}
+
+/// 40,000 (0x9c40) with one of its upper bits, or both, turned over, in the order in which they are tried.
+const OTHER_PORTS: [u16; 3] = [0xdc40, 0xbc40, 0xfc40];
+
+fn shared() -> Vec<Fixture> {
+    let mut conflict =
+        Fixture::new("a shared endpoint, every port taken", "A flow that could not be told apart is refused.")
+            .nat()
+            .set(Change::Share)
+            .send(open(), opens_to(B0));
+    for port in OTHER_PORTS {
+        conflict = conflict.send(open().client_port(port), opens_to(B0));
+    }
+    let [other, ..] = OTHER_PORTS;
+    vec![
+        Fixture::new(
+            "one client port at two services of one endpoint",
+            "The backend knows the later flow by another port, and each reply finds its own.",
+        )
+        .nat()
+        .set(Change::Share)
+        .send(open(), opens_to(B0))
+        .send(open().port(81), opens_to(B3).known_by(other))
+        .answered(B0)
+        .says(
+            B3,
+            segment(SYN | ACK, ACKED - 1, ISN + 1, 0).with(move |frame| frame.destination.set_port(other)),
+            Heard::Client { vip_port: 81, port: 40_000 },
+        )
+        .send(more().port(81), to(B3).known_by(other))
+        .send(more(), to(B0)),
+        Fixture::new("two services of one endpoint, two ports", "Nothing is rewritten that need not be.")
+            .nat()
+            .set(Change::Share)
+            .send(open(), opens_to(B0))
+            .send(open().port(81).client_port(40_001), opens_to(B3)),
+        conflict.send(open().port(81), drop(Outcome::DroppedNatConflict)).send(more(), to(B0)),
+    ]
+}
