@@ -52,16 +52,19 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
 
     let mut succeeded = true;
     let mut total = Tally::default();
+    let mut listings = Vec::new();
     for command in [&mut ebpf, &mut all] {
-        let (tally, clean) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
-        total.add(tally);
+        let (said, clean) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
+        total.add(said.tally);
+        listings.extend(said.listings);
         succeeded &= clean;
     }
     if options.host_only {
         println!("\n(--host-only: the packet suite and the namespace scenarios were not run)");
     }
 
-    println!("\nin all: {total}");
+    println!("\n{}", listings.join("\n"));
+    println!("in all: {total}");
     if !succeeded {
         bail!("tests failed, or did not build");
     }
@@ -101,24 +104,42 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs `cargo test …`, passing its output on, and adds up the runners' summaries.
-fn run_tests(command: &mut Command) -> Result<(Tally, bool)> {
+/// How the packet suite's line begins that says how many fixtures passed in each mode.
+const LISTING: &str = "packet suite: ";
+
+/// What is repeated at the end of what the runners said.
+#[derive(Debug, Default)]
+struct Said {
+    tally: Tally,
+    listings: Vec<String>,
+}
+
+impl Said {
+    fn read(&mut self, line: &str) {
+        if let Some(counted) = Tally::parse(line) {
+            self.tally.add(counted);
+        } else if line.starts_with(LISTING) {
+            self.listings.push(line.to_owned());
+        }
+    }
+}
+
+/// Runs `cargo test …`, passing its output on, and keeps what is wanted of it.
+fn run_tests(command: &mut Command) -> Result<(Said, bool)> {
     // Errors that a test returns say where they come from; fifty frames of the test runner each would bury them.
     if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
         command.env("RUST_LIB_BACKTRACE", "0");
     }
     let mut child = command::start(command.stdout(Stdio::piped()))?;
-    let mut tally = Tally::default();
+    let mut said = Said::default();
     let stdout = child.stdout.take().context("the runner's output")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.context("cannot read the runner's output")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        if let Some(counted) = Tally::parse(&line) {
-            tally.add(counted);
-        }
+        said.read(&line);
     }
-    Ok((tally, child.wait()?.success()))
+    Ok((said, child.wait()?.success()))
 }
 
 /// Sets up, builds in release mode; returns the demo, ready to run.
@@ -171,5 +192,11 @@ mod tests {
         let tally = Tally { passed: 7, failed: 1, ignored: 2 };
         assert_eq!(Tally::parse(line), Some(tally));
         assert_eq!(Tally::parse("test config::tests::a ... ok"), None);
+        let mut said = Said::default();
+        for line in [line, "packet suite: fixtures passed by mode: dsr 3, nat 4", "  dsr/ipv4/tcp 3 passed", line] {
+            said.read(line);
+        }
+        assert_eq!(said.tally, Tally { passed: 14, failed: 2, ignored: 4 });
+        assert_eq!(said.listings, ["packet suite: fixtures passed by mode: dsr 3, nat 4"]);
     }
 }
