@@ -4,13 +4,13 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use super::{Lab, Namespace, ebb, run::LABEL_VARIABLE};
+use super::{Lab, Namespace, ebb, run::LABEL_VARIABLE, sys};
 use crate::wait::wait_for;
 
 /// A program that runs in the background on one of the lab's hosts. Dropping it kills it.
@@ -24,11 +24,24 @@ impl Program {
     /// Starts `program` on `host`; what it prints goes to a log in the lab's directory.
     pub fn start(lab: &Lab, host: &Namespace, program: impl AsRef<OsStr>, arguments: &[&str]) -> Result<Self> {
         let name = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::start_as(&name, lab, host, program, arguments, &[])
+    }
+
+    /// [`Program::start`] under another name, with more in its environment: one of several of its kind on a host.
+    pub fn start_as(
+        name: &str,
+        lab: &Lab,
+        host: &Namespace,
+        program: impl AsRef<OsStr>,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Result<Self> {
         let label = format!("{name}-{}", host.name());
         let log_path = lab.directory().join(format!("{label}.log"));
         let log = File::create(&log_path)?;
         let mut command = host.command(&program)?;
-        command.args(arguments).env(LABEL_VARIABLE, lab.label());
+        command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+        command.env(LABEL_VARIABLE, lab.label());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {name} (`cargo xtask setup` installs it)"))?;
         // For the clean-up of a run that died before it could.
@@ -48,6 +61,34 @@ impl Program {
         });
         attached.and_then(|result| result).with_context(|| format!("`ebb decap` on {}", host.name()))?;
         Ok(decap)
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it is still running.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
+        let ended = wait_for("a program to end", within, || self.child.try_wait().ok().flatten());
+        ended.with_context(|| format!("it had said {:?}", self.log()))
+    }
+
+    /// Asks it to end, as whoever manages services does: SIGTERM.
+    pub fn terminate(&self) -> Result<()> {
+        Ok(sys::signal(self.pid(), libc::SIGTERM)?)
+    }
+
+    /// The same to its only child.
+    pub fn terminate_child(&self) -> Result<()> {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        Ok(sys::signal(children.trim().parse().context("one child")?, libc::SIGTERM)?)
     }
 
     /// What it has printed.

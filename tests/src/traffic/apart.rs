@@ -97,13 +97,20 @@ impl Drop for Apart {
     }
 }
 
-/// The child: serves in the namespace and under the name that its arguments say, until its input ends.
+/// The child: serves in the namespace and under the name that its arguments say, until its input ends; or, at an address given as the
+/// third argument, until it is killed.
 pub fn serve_requests(mut arguments: impl Iterator<Item = String>) -> Result<()> {
-    let (Some(namespace), Some(name), None) = (arguments.next(), arguments.next(), arguments.next()) else {
-        bail!("usage: ebb-test-server NAMESPACE NAME (started by the tests)");
+    let (Some(namespace), Some(name), address) = (arguments.next(), arguments.next(), arguments.next()) else {
+        bail!("usage: ebb-test-server NAMESPACE NAME [ADDR:PORT] (started by the tests)");
     };
     crate::lab::raise_file_limit()?;
     let server = Server::start(&Namespace::open(&namespace)?, &name)?;
+    if let Some(address) = address {
+        server.listen(address.parse()?, Transport::Tcp)?;
+        loop {
+            std::thread::park();
+        }
+    }
     for line in std::io::stdin().lines() {
         let answer = answer(&server, &serde_json::from_str(&line?)?).map_err(|error| format!("{error:#}"));
         println!("{}", serde_json::to_string(&answer)?);
