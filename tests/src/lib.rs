@@ -5,6 +5,7 @@ pub mod bench;
 pub mod lab;
 pub mod model;
 pub mod packets;
+pub mod place;
 pub mod rig;
 pub mod scene;
 pub mod traffic;
