@@ -352,6 +352,19 @@ pub fn insert<T: Entries>(
     Insert::Done
 }
 
+/// The snapshot of the home's `hop` that an insertion into the claimed entry `index` may go on with: `hop`, or what
+/// became of it if the only change since was that the caller itself unlinked this entry from this very home to claim it.
+///
+/// One step of the version is one change, and the caller knows that it made one: so nothing was added meanwhile.
+#[inline(always)]
+pub fn after_claim<T: Entries>(table: T, geometry: Geometry, home: u32, hop: u64, index: u32) -> u64 {
+    let cleared = next_hop(hop, 0, geometry.bits(home, index));
+    match table.at(home) {
+        Some(entry) if cleared & PLACES != hop & PLACES && entry.hop() == cleared => cleared,
+        _ => hop,
+    }
+}
+
 /// Takes an entry from `seen` to dying, stamped with `now`, unless it changed since: from then on it matches nothing
 /// and belongs to the caller.
 #[inline(always)]

@@ -132,6 +132,7 @@ fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
         if index == NONE {
             return NONE;
         }
+        hop = flow_table::after_claim(FlowMap, place.geometry, place.home, hop, index);
         match flow_table::insert(FlowMap, place.geometry, place.home, hop, index, (&place.key, init), old) {
             Insert::Done => return index,
             Insert::Crowded => return NONE,
@@ -148,14 +149,51 @@ fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
     NONE
 }
 
+/// How long a CPU takes the table for full after it found none of a home's 48 places free: 64 ms.
+const FULL_TICKS: u32 = time::duration_ticks(64_000_000);
+/// Entries from the home on that may be given up in a full table before more is read.
+const NEAR: u32 = 2;
+/// Silence after which the handshake of an unverified flow near by is thought to have failed, so that the nearest will do:
+/// 128 ms. The home's own entry is the cheapest to give up, since then no other line is touched.
+const NEAR_TICKS: u32 = time::duration_ticks(128_000_000);
+
+/// Claims an entry for a flow of `home`: a free one near by, else one in the emptiest of the home's sets, else one that
+/// may be given up.
+///
+/// In a full table it is of no use to read 48 entries for each new flow to learn that none is free: a CPU that has
+/// learnt so gives up entries near the home at once, for as long as [`FULL_TICKS`].
 #[inline(always)]
 fn claim(home: u32, now: u32) -> u32 {
-    match flow_table::claim_near(FlowMap, home, now) {
-        Some(index) => index,
-        None => match ebb_claim(home, now) {
-            NONE => ebb_make_room(home, now),
-            index => index,
-        },
+    if is_full(now) {
+        if let Some(index) = flow_table::claim_at(FlowMap, home, now) {
+            return index;
+        }
+        let index = ebb_make_room(home, now, NEAR);
+        if index != NONE {
+            return index;
+        }
+    } else if let Some(index) = flow_table::claim_near(FlowMap, home, now) {
+        return index;
+    }
+    match ebb_claim(home, now) {
+        NONE => {
+            note_full(now);
+            ebb_make_room(home, now, SET)
+        }
+        index => index,
+    }
+}
+
+/// Whether this CPU has found the table full a moment ago.
+#[inline(always)]
+fn is_full(now: u32) -> bool {
+    scratch::row().is_some_and(|row| row.full_ticks != 0 && time::age(now, row.full_ticks) < FULL_TICKS)
+}
+
+#[inline(always)]
+fn note_full(now: u32) {
+    if let Some(row) = scratch::row() {
+        row.full_ticks = now;
     }
 }
 
@@ -167,22 +205,28 @@ pub extern "C" fn ebb_claim(home: u32, now: u32) -> u32 {
     flow_table::claim_emptiest(FlowMap, control.geometry(), home, now).unwrap_or(NONE)
 }
 
-/// Takes the entry of a dead flow in the home's set, or of the unverified one that has been silent for longest.
+/// Takes the entry of a dead flow, or of the unverified one that has been silent for longest, among the first `tries`
+/// of the home's set from the home on.
 ///
 /// **Invariant:** no established flow is ever displaced. The daemon may be away, so this must do without it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn ebb_make_room(home: u32, now: u32) -> u32 {
+pub extern "C" fn ebb_make_room(home: u32, now: u32, tries: u32) -> u32 {
     let set = home & !(SET - 1);
     let mut victim = NONE;
     let mut oldest = 0;
     for i in 0..SET {
-        let Some(entry) = FlowMap.at(set + i) else { return NONE };
+        if i >= tries || (tries == NEAR && oldest == NEAR_TICKS) {
+            break;
+        }
+        let index = set + (home.wrapping_add(i) & (SET - 1));
+        let Some(entry) = FlowMap.at(index) else { return NONE };
         let meta = entry.meta();
         let rank = rank(entry.key().service(), meta.flags(), time::age(now, meta.last_seen()));
+        let rank = if tries == NEAR && rank > NEAR_TICKS { NEAR_TICKS } else { rank };
         if meta.life() as u16 == Life::Linked as u16 && rank > oldest {
             oldest = rank;
-            victim = set + i;
+            victim = index;
         }
     }
     if victim == NONE { NONE } else { evict(victim, now) }

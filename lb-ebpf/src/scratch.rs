@@ -85,6 +85,8 @@ pub struct Scratch {
     pub decision: Decision,
     /// When this CPU last logged, ns.
     pub logged_ns: u64,
+    /// When this CPU last found the flow table full, in ticks; 0 is never.
+    pub full_ticks: u32,
     /// What the slow path wants opened.
     pub new: New,
     /// The entry to be made.

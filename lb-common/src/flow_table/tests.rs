@@ -219,3 +219,36 @@ proptest! {
         prop_assert_eq!(assert_consistent(table, geometry), model.len());
     }
 }
+
+#[test]
+fn an_entry_given_up_at_its_own_home_leaves_the_snapshot_usable_unless_a_flow_came_meanwhile() {
+    let geometry = Geometry { slots: 64, secret: 1 };
+    let memory = cells(64);
+    let table = Table(&memory);
+    let old = add(table, geometry, &key(7), 1).unwrap();
+    let home = geometry.home(key(7).hash(&keys()));
+    let (second, third) = {
+        let mut same_home = (8..).map(key).filter(|key| geometry.home(key.hash(&keys())) == home);
+        (same_home.next().unwrap(), same_home.next().unwrap())
+    };
+    let give_up = || {
+        let Lookup::Missing { hop } = lookup(table, geometry, home, &second, 0, 0) else { panic!("not there yet") };
+        assert!(condemn(&memory[old as usize], memory[old as usize].meta(), 6));
+        assert!(unlink(table, geometry, home, old));
+        reclaim(&memory[old as usize], 6);
+        hop
+    };
+    let hop = give_up();
+    let hop = after_claim(table, geometry, home, hop, old);
+    assert_eq!(insert(table, geometry, home, hop, old, (&second, &init(2)), None), Insert::Done);
+
+    // Now another flow of this home comes between the look-up and the insertion.
+    assert!(remove(table, geometry, &second));
+    assert_eq!(add(table, geometry, &key(7), 1), Ok(old));
+    let hop = give_up();
+    let other = add(table, geometry, &third, 3).unwrap();
+    assert_ne!(other, old);
+    assert_eq!(after_claim(table, geometry, home, hop, old), hop);
+    assert_eq!(insert(table, geometry, home, hop, old, (&second, &init(2)), None), Insert::Raced);
+    assert_eq!(assert_consistent(table, geometry), 1);
+}
