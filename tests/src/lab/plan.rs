@@ -81,6 +81,11 @@ impl Plan {
         address(family, 2, 1)
     }
 
+    /// The switch's address on the clients' subnet.
+    pub fn router(family: Family) -> IpAddr {
+        address(family, 1, ROUTER)
+    }
+
     /// The address of backend number `index`.
     pub fn backend(family: Family, index: usize) -> IpAddr {
         address(family, 2, 10 + index)
