@@ -1,4 +1,5 @@
-//! Programs that know nothing of Ebb, through every mode in both families: nginx and curl, iperf3.
+//! Programs that know nothing of Ebb, through every mode in both families: nginx and curl, iperf3, a WebSocket echo, a
+//! name server.
 
 use std::{
     fs::{self, File},
@@ -9,26 +10,28 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use ebb_tests::{
     lab::{Arms, Family, Plan, Program, run_program},
-    scene::{Forward, Scene, Setting},
+    scene::{Forward, SOON, Scene, Setting},
     wait_until,
 };
 
 /// One backend, so that programs which open several connections meet themselves.
-fn scene(forward: Forward, family: Family, service: &str, port: u16) -> Result<Scene> {
+fn scene(forward: Forward, family: Family, protocols: &[&str], port: u16) -> Result<Scene> {
     let mut setting = Setting::of(forward, Arms::One, family);
     setting.plan.backends = 1;
     let scene = Scene::set(setting)?;
-    let vip = format!("{}/tcp", scene.vip(0, port));
-    scene.ebb.ok(&["service", "add", service, "--vip", &vip, "--forward", forward.word()])?;
-    scene.add_backend(service, "b0", 0)?;
-    scene.wait_all_active(service)?;
+    for service in protocols {
+        let vip = format!("{}/{service}", scene.vip(0, port));
+        scene.ebb.ok(&["service", "add", service, "--vip", &vip, "--forward", forward.word()])?;
+        scene.add_backend(service, "b0", 0)?;
+        scene.wait_all_active(service)?;
+    }
     Ok(scene)
 }
 
 /// Files of all sizes by HTTP, with their length and content as sent.
 fn web_pages_arrive(forward: Forward, family: Family) -> Result<()> {
     const SIZES: [u64; 5] = [1, 1_000, 100_000, 10_000_000, 1_000_000_000];
-    let scene = scene(forward, family, "web", 80)?;
+    let scene = scene(forward, family, &["tcp"], 80)?;
     let directory = scene.lab.directory().join("nginx");
     fs::create_dir_all(&directory)?;
     for size in SIZES {
@@ -64,7 +67,7 @@ fn web_pages_arrive(forward: Forward, family: Family) -> Result<()> {
 
 /// A bulk transfer each way, with throughput to show.
 fn iperf_runs(forward: Forward, family: Family) -> Result<()> {
-    let scene = scene(forward, family, "iperf", 5201)?;
+    let scene = scene(forward, family, &["tcp"], 5201)?;
     let listen: SocketAddr = scene.lab.plan.listen(family, 0, 0, 5201);
     let bind: IpAddr = listen.ip();
     let _server = Program::start(&scene.lab, &scene.lab.backends[0], "iperf3", &["-s", "-B", &bind.to_string()])?;
@@ -84,8 +87,67 @@ fn iperf_runs(forward: Forward, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// A WebSocket that says everything twice, line by line.
+fn websocket_echoes(forward: Forward, family: Family) -> Result<()> {
+    let scene = scene(forward, family, &["tcp"], 80)?;
+    let address = scene.lab.plan.listen(family, 0, 0, 80).ip();
+    // The server puts address and port together by a colon.
+    let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+    let arguments = ["--port=80", &format!("--address={address}"), "cat"];
+    let server = Program::start(&scene.lab, &scene.lab.backends[0], "websocketd", &arguments)?;
+    let lines = "500";
+    // The pipe is slow at first, so that the connection is seen to stay.
+    let script = "(for i in 1 2 3; do echo $i; sleep 0.3; done; seq 4 $1) | wsdump -r --eof-wait 4 $0";
+    let url = format!("ws://{}/", scene.vip(0, 80));
+    let mut said = Ok(String::new());
+    wait_until("the echo to answer", SOON, || {
+        said = run_program(&scene.lab.client, "sh", &["-c", script, &url, lines]);
+        said.as_ref().is_ok_and(|said| !said.is_empty())
+    })
+    .with_context(|| format!("{said:?}; {}", server.log()))?;
+    let wanted: Vec<String> = (1..=500).map(|line| line.to_string()).collect();
+    ensure!(said?.lines().eq(&wanted), "not what was said; {}", server.log());
+    Ok(())
+}
+
+/// Names are resolved over UDP and TCP, short answers and ones that travel in fragments.
+fn names_resolve(forward: Forward, family: Family) -> Result<()> {
+    let scene = scene(forward, family, &["udp", "tcp"], 53)?;
+    let listen = scene.lab.plan.listen(family, 0, 0, 53).ip();
+    let long: Vec<String> = (0..10).map(|n| format!("{n}").repeat(250)).collect();
+    let arguments = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--user=root",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--edns-packet-max=4096",
+        &format!("--listen-address={listen}"),
+        "--address=/short.test/192.0.2.7",
+        &format!("--txt-record=long.test,{}", long.join(",")),
+    ];
+    let server = Program::start(&scene.lab, &scene.lab.backends[0], "dnsmasq", &arguments)?;
+    let at = format!("@{}", scene.vip(0, 53).ip());
+    let ask = |more: &[&str]| {
+        let usual = [&at, "+short", "+tries=1", "+time=5", "+bufsize=4096", "+ignore"];
+        run_program(&scene.lab.client, "dig", &[&usual, more].concat())
+    };
+    wait_until("the name server to answer", SOON, || ask(&["short.test", "A"]).is_ok_and(|said| !said.is_empty()))
+        .with_context(|| server.log())?;
+    let text = long.iter().map(|part| format!("\"{part}\"")).collect::<Vec<_>>().join(" ");
+    for way in ["+notcp", "+tcp"] {
+        for _ in 0..10 {
+            assert_eq!(ask(&[way, "short.test", "A"])?.trim(), "192.0.2.7");
+        }
+        assert_eq!(ask(&[way, "long.test", "TXT"])?.trim(), text, "{way}");
+    }
+    Ok(())
+}
+
 macro_rules! each_mode {
-    ($($curl:ident $iperf:ident: $forward:ident $family:ident;)*) => {
+    ($($curl:ident $iperf:ident $websocket:ident $names:ident: $forward:ident $family:ident;)*) => {
         $(
             #[test]
             fn $curl() -> Result<()> {
@@ -96,15 +158,25 @@ macro_rules! each_mode {
             fn $iperf() -> Result<()> {
                 iperf_runs(Forward::$forward, Family::$family)
             }
+
+            #[test]
+            fn $websocket() -> Result<()> {
+                websocket_echoes(Forward::$forward, Family::$family)
+            }
+
+            #[test]
+            fn $names() -> Result<()> {
+                names_resolve(Forward::$forward, Family::$family)
+            }
         )*
     };
 }
 
 each_mode! {
-    curl_dsr_v4 iperf_dsr_v4: Dsr V4;
-    curl_dsr_v6 iperf_dsr_v6: Dsr V6;
-    curl_nat_v4 iperf_nat_v4: Nat V4;
-    curl_nat_v6 iperf_nat_v6: Nat V6;
-    curl_tunnel_v4 iperf_tunnel_v4: Tunnel V4;
-    curl_tunnel_v6 iperf_tunnel_v6: Tunnel V6;
+    curl_dsr_v4 iperf_dsr_v4 websocket_dsr_v4 dns_dsr_v4: Dsr V4;
+    curl_dsr_v6 iperf_dsr_v6 websocket_dsr_v6 dns_dsr_v6: Dsr V6;
+    curl_nat_v4 iperf_nat_v4 websocket_nat_v4 dns_nat_v4: Nat V4;
+    curl_nat_v6 iperf_nat_v6 websocket_nat_v6 dns_nat_v6: Nat V6;
+    curl_tunnel_v4 iperf_tunnel_v4 websocket_tunnel_v4 dns_tunnel_v4: Tunnel V4;
+    curl_tunnel_v6 iperf_tunnel_v6 websocket_tunnel_v6 dns_tunnel_v6: Tunnel V6;
 }

@@ -30,6 +30,10 @@ const TOOLS: &[Tool] = &[
     tool("curl", "curl"),
     tool("socat", "socat"),
     tool("tmux", "tmux"),
+    tool("websocketd", "websocketd"),
+    tool("wsdump", "python3-websocket"),
+    tool("dnsmasq", "dnsmasq-base"),
+    tool("dig", "bind9-dnsutils"),
     Tool { unit: Some("iperf3.service"), ..tool("iperf3", "iperf3") },
     Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];
