@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     DaemonInfo, Stopping,
     client::{Client, ClientError, EventStream},
-    wire::{BackendView, Backends, Drains, Events, Flows, Removal, ServiceView, Services, Wanted},
+    wire::{BackendView, Backends, Drains, Events, Flows, HostBackends, Removal, ServiceView, Services, Wanted},
 };
 use crate::control::advisor::Advice;
 use crate::control::hold::{HoldAnswer, HoldRequest};
@@ -104,6 +104,11 @@ impl Client {
     /// Drains a host's backends in every service.
     pub async fn drain_host(&self, host: IpAddr, request: &DrainRequest) -> Answer<Drains> {
         self.post(&format!("/v1/hosts/{host}/drain"), request).await
+    }
+
+    /// Cancels the drains of a host's backends in every service, or brings them back.
+    pub async fn activate_host(&self, host: IpAddr) -> Answer<HostBackends> {
+        self.call(Method::POST, &format!("/v1/hosts/{host}/activate"), NOTHING).await
     }
 
     /// Cancels a drain, or brings a drained backend back.

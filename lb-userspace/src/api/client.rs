@@ -1,9 +1,6 @@
-//! The client side of the socket: one connection per request, typed by what the caller expects back.
+//! The client side: one connection per request, typed by what the caller expects back.
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-};
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -13,27 +10,33 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
 
-use super::error::{ErrorBody, ErrorDocument};
+use super::{
+    error::{ErrorBody, ErrorDocument},
+    transport::{Place, Server},
+};
 
 /// The longest answer a client reads: a million flows.
 const ANSWER_LIMIT: usize = 1 << 30;
+/// How long a connection that brought no answer has to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why a request brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error(
-        "no daemon answers at {socket}: {source}; start one with \"ebb run\" or name its socket with --socket",
-        socket = socket.display()
-    )]
+    #[error("no daemon answers at {place}: {source}; {advice}")]
     NoDaemon {
         /// Where it was looked for.
-        socket: PathBuf,
+        place: String,
         /// What the kernel said.
         source: io::Error,
+        /// What to do.
+        advice: &'static str,
     },
+    /// One end does not trust the other.
+    #[error("{0}")]
+    Distrust(String),
     /// The daemon answered, with an error.
     #[error("{}", .0.message)]
     Refused(ErrorBody),
@@ -53,21 +56,29 @@ impl ClientError {
     }
 }
 
-/// A daemon at a socket.
+/// A daemon at a socket or on another host.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    place: Place,
 }
 
 impl Client {
     /// A client for the daemon at this socket; connects with each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { place: Place::Socket(socket.into()) }
     }
 
-    /// Where it connects.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client for the daemon on another host.
+    pub fn remote(server: Server) -> Self {
+        Self { place: Place::Server(Arc::new(server)) }
+    }
+
+    /// Where it connects, in words.
+    pub fn place(&self) -> String {
+        match &self.place {
+            Place::Socket(path) => path.display().to_string(),
+            Place::Server(server) => server.to_string(),
+        }
     }
 
     /// Reads a resource.
@@ -105,37 +116,67 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<Response<Incoming>, ClientError> {
         let action = format!("{method} {path}");
-        let request = build(method, path, body).map_err(|cause| ClientError::broken(action.clone(), &cause))?;
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
+        let request = build(method, path, &self.place.host(), body)
+            .map_err(|cause| ClientError::broken(action.clone(), &cause))?;
+        let stream = self.place.connect().await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ClientError::broken(action.clone(), &error))?;
-        tokio::spawn(connection);
-        let answer = sender.send_request(request).await.map_err(|error| {
-            ClientError::broken(
-                action.clone(),
-                &format!("the daemon went away before it answered ({error}); see its log"),
-            )
-        })?;
+        let connection = tokio::spawn(connection);
+        let answer = match sender.send_request(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let ended = tokio::time::timeout(LAST_WORDS, connection).await;
+                return Err(self.broken_off(action, &error, ended.ok().and_then(Result::ok).and_then(Result::err)));
+            }
+        };
         if answer.status().is_success() {
             return Ok(answer);
         }
         Err(refusal(&action, answer).await)
     }
 
+    /// A request was not answered. What the connection died of may be known to the request, or only to the connection.
+    fn broken_off(&self, action: String, error: &hyper::Error, connection: Option<hyper::Error>) -> ClientError {
+        if let Place::Server(server) = &self.place {
+            let known = server.distrust(error).or_else(|| connection.and_then(|error| server.distrust(&error)));
+            if let Some(why) = known {
+                return ClientError::Distrust(why);
+            }
+        }
+        ClientError::broken(action, &format!("the daemon went away before it answered ({error}); see its log"))
+    }
+
     fn unreachable(&self, source: io::Error) -> ClientError {
-        match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::broken(
-                format!("no permission to use {}", self.socket.display()),
+        match (&self.place, source.kind()) {
+            (Place::Socket(socket), io::ErrorKind::PermissionDenied) => ClientError::broken(
+                format!("no permission to use {}", socket.display()),
                 &"run this as root or as a member of the socket's group",
             ),
-            _ => ClientError::NoDaemon { socket: self.socket.clone(), source },
+            (Place::Socket(socket), _) => ClientError::NoDaemon {
+                place: socket.display().to_string(),
+                source,
+                advice: "start one with \"ebb run\" or name its socket with --socket",
+            },
+            (Place::Server(server), _) => match server.distrust(&source) {
+                Some(why) => ClientError::Distrust(why),
+                None => ClientError::NoDaemon {
+                    place: server.to_string(),
+                    source,
+                    advice: "see whether one runs there that has [daemon.remote] in its configuration",
+                },
+            },
         }
     }
 }
 
-fn build(method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Request<Full<Bytes>>, String> {
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "ebb");
+fn build(
+    method: Method,
+    path: &str,
+    host: &str,
+    body: Option<&impl Serialize>,
+) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::builder().method(method).uri(path).header(header::HOST, host);
     let (request, bytes) = match body {
         Some(body) => (
             request.header(header::CONTENT_TYPE, "application/json"),
@@ -153,7 +194,7 @@ async fn refusal(action: &str, answer: Response<Incoming>) -> ClientError {
     let document = said.ok().and_then(|body| serde_json::from_slice::<ErrorDocument>(&body.to_bytes()).ok());
     match document {
         Some(document) => ClientError::Refused(document.error),
-        None => ClientError::broken(action, &format!("HTTP status {status} without a reason; is that socket ebb's?")),
+        None => ClientError::broken(action, &format!("HTTP status {status} without a reason; is that ebb?")),
     }
 }
 

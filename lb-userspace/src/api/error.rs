@@ -22,6 +22,8 @@ pub enum Kind {
     Conflict,
     /// Well formed, but refused as things stand: a guard, a mode that does not allow it.
     Refused,
+    /// The caller, who is known, may not do that.
+    Forbidden,
     /// It did not come about in the time given.
     Timeout,
     /// It changed since the caller last looked (`If-Match`).
@@ -39,6 +41,7 @@ impl Kind {
             Self::Invalid => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Conflict | Self::Refused => StatusCode::CONFLICT,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Timeout => StatusCode::REQUEST_TIMEOUT,
             Self::Changed => StatusCode::PRECONDITION_FAILED,
             Self::Internal | Self::Other => StatusCode::INTERNAL_SERVER_ERROR,

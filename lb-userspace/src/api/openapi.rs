@@ -4,16 +4,20 @@
 use axum::{
     Router,
     handler::Handler,
-    http::StatusCode,
+    http::{Method, StatusCode},
     routing::{MethodFilter, on},
 };
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::error::ErrorDocument;
+use super::{
+    error::ErrorDocument,
+    rights::{Need, Needs},
+};
 
-const TEXT: &str = "Everything that the command line does, as JSON over HTTP on the daemon's Unix socket. Durations are \
-    seconds, times RFC 3339. Fields may be added; a client ignores those it does not know.";
+const TEXT: &str = "Everything that the command line does, as JSON over HTTP, on the daemon's Unix socket and, \
+    if it is told to listen, over mutual TLS. On the socket every caller may do everything; over TLS each operation says in x-rights \
+    which rights allow it, own_address only for the backends at the caller's own address. Durations are seconds, times RFC 3339. Fields may be added; a client ignores those it does not know.";
 
 /// An operation before it is served.
 pub(super) struct Operation {
@@ -26,6 +30,7 @@ pub(super) struct Operation {
     status: StatusCode,
     answer: Option<Make>,
     streams: bool,
+    own: bool,
 }
 
 type Make = fn(&mut SchemaGenerator) -> Value;
@@ -48,6 +53,7 @@ macro_rules! methods {
                 status: StatusCode::OK,
                 answer: None,
                 streams: false,
+                own: false,
             }
         }
     )*};
@@ -84,12 +90,27 @@ impl Operation {
         self.streams = true;
         self
     }
+
+    /// A remote caller may use it on its own backends without a further right.
+    pub(super) fn own(mut self) -> Self {
+        self.own = true;
+        self
+    }
+
+    fn method(&self) -> Method {
+        self.method_name.to_uppercase().parse().unwrap_or_default()
+    }
+
+    fn need(&self) -> Need {
+        Need { own: self.own, ..Need::of_method(&self.method()) }
+    }
 }
 
 /// Operations that are served, and their description.
 pub(super) struct Api<S> {
     router: Router<S>,
     paths: Map<String, Value>,
+    needs: Needs,
     requests: SchemaGenerator,
     answers: SchemaGenerator,
 }
@@ -101,6 +122,7 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
         Self {
             router: Router::new(),
             paths: Map::new(),
+            needs: Needs::new(),
             // What is read and what is written differ in what may be missing, so requests have no names in common with answers.
             requests: settings().with(|settings| settings.inline_subschemas = true).for_deserialize().into_generator(),
             answers: settings()
@@ -115,19 +137,20 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
         let described = self.describe(operation);
         let path = self.paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method_name] = described;
+        self.needs.insert((operation.path, operation.method()), operation.need());
         self.router = self.router.route(operation.path, on(operation.method, handler));
         self
     }
 
-    /// The router, and the document that describes it.
-    pub(super) fn finish(mut self) -> (Router<S>, Value) {
+    /// The router, the document that describes it, and what each operation takes of a remote caller.
+    pub(super) fn finish(mut self) -> (Router<S>, Value, Needs) {
         let document = json!({
             "openapi": "3.1.0",
             "info": { "title": "Ebb", "version": env!("CARGO_PKG_VERSION"), "description": TEXT },
             "paths": self.paths,
             "components": { "schemas": self.answers.take_definitions(true) },
         });
-        (self.router, document)
+        (self.router, document, self.needs)
     }
 
     fn describe(&mut self, operation: &Operation) -> Value {
@@ -147,6 +170,7 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
             "operationId": operation_id(operation),
             "summary": operation.summary,
             "parameters": parameters,
+            "x-rights": operation.need().words(),
             "responses": {
                 operation.status.as_str(): { "description": "Done", "content": content },
                 "default": { "description": "Nothing was changed", "content": { "application/json": error } },

@@ -15,9 +15,10 @@ use super::{
     events,
     extract::{Json, Path, Query},
     openapi::{self, Api},
+    rights::{self, Needs},
     wire::{
-        ApplyQuery, BackendView, Backends, Drains, Events, EventsQuery, Flows, Removal, RemoveQuery, ServiceView,
-        Services, StatusQuery, WaitQuery, Wanted,
+        ApplyQuery, BackendView, Backends, Drains, Events, EventsQuery, Flows, HostBackends, Removal, RemoveQuery,
+        ServiceView, Services, StatusQuery, WaitQuery, Wanted,
     },
 };
 use crate::{
@@ -42,32 +43,35 @@ const FLOWS_LIMIT: usize = 1_000_000;
 
 /// All operations on this engine, and the document that describes them.
 pub fn router(engine: Handle) -> Router {
-    let (router, document) = operations().finish();
+    served(engine).0
+}
+
+/// The operations of both routers, each for those remote callers who have the right to it; `more` is for readers to look at and for
+/// admins to change.
+pub fn remote_router(engine: Handle, more: Router) -> Router {
+    let (router, needs) = served(engine.clone());
+    rights::guarded(router.merge(more), needs, engine)
+}
+
+fn served(engine: Handle) -> (Router, Needs) {
+    let (router, document, needs) = operations().finish();
     let document = Arc::new(document);
-    router
+    let router = router
         .route("/v1/openapi.json", get(move || async move { Answer((*document).clone()) }))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(engine)
+        .with_state(engine);
+    (router, needs)
 }
 
 fn operations() -> Api<Handle> {
     let api = Api::new();
-    backend_operations(service_operations(api))
+    host_operations(backend_operations(service_operations(api)))
         .operation(
             &openapi::get("/v1/status", "What services, backends and the datapath are doing")
                 .query::<StatusQuery>()
                 .answer::<Status>(),
             status,
-        )
-        .operation(
-            &openapi::post(
-                "/v1/hosts/{address}/drain",
-                "Drain a host's backends in every service; all of them or none",
-            )
-            .body::<DrainRequest>()
-            .answer::<Drains>(),
-            drain_host,
         )
         .operation(
             &openapi::get("/v1/flows", "The flows being tracked").query::<FlowsRequest>().answer::<Flows>(),
@@ -91,6 +95,29 @@ fn operations() -> Api<Handle> {
             .answer::<ApplyReport>(),
             apply,
         )
+}
+
+fn host_operations(api: Api<Handle>) -> Api<Handle> {
+    api.operation(
+        &openapi::get("/v1/hosts/{address}", "A host's backends in every service").answer::<HostBackends>().own(),
+        host,
+    )
+    .operation(
+        &openapi::post("/v1/hosts/{address}/drain", "Drain a host's backends in every service; all of them or none")
+            .body::<DrainRequest>()
+            .answer::<Drains>()
+            .own(),
+        drain_host,
+    )
+    .operation(
+        &openapi::post(
+            "/v1/hosts/{address}/activate",
+            "Cancel the drains of a host's backends in every service, or bring them back",
+        )
+        .answer::<HostBackends>()
+        .own(),
+        activate_host,
+    )
 }
 
 fn service_operations(api: Api<Handle>) -> Api<Handle> {
@@ -128,7 +155,7 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
             &openapi::post(all, "Add a backend").body::<BackendSpec>().answer::<BackendView>().creates(),
             add_backend,
         )
-        .operation(&openapi::get(one, "One backend").answer::<BackendView>(), backend)
+        .operation(&openapi::get(one, "One backend").answer::<BackendView>().own(), backend)
         .operation(
             &openapi::patch(one, "Change a backend; a missing field stays as it is")
                 .body::<BackendPatch>()
@@ -145,7 +172,8 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
                 "Start a drain, or change the one that runs; once answered, no new flow goes to the backend",
             )
             .body::<DrainRequest>()
-            .answer::<DrainStarted>(),
+            .answer::<DrainStarted>()
+            .own(),
             drain,
         )
         .operation(
@@ -153,7 +181,8 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
                 "/v1/services/{service}/backends/{backend}/activate",
                 "Cancel a drain, or bring a drained backend back",
             )
-            .answer::<BackendView>(),
+            .answer::<BackendView>()
+            .own(),
             activate,
         )
         .operation(
@@ -162,7 +191,8 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
                 "Answer a drain whose end is held: let it end, or have it wait on",
             )
             .body::<HoldRequest>()
-            .answer::<BackendView>(),
+            .answer::<BackendView>()
+            .own(),
             answer_hold,
         )
         .operation(
@@ -171,7 +201,8 @@ fn backend_operations(api: Api<Handle>) -> Api<Handle> {
                 "Answer once the latest drain is over, or the backend active",
             )
             .query::<WaitQuery>()
-            .answer::<WaitResult>(),
+            .answer::<WaitResult>()
+            .own(),
             wait,
         )
 }
@@ -292,11 +323,41 @@ async fn drain_host(
     Path(address): Path<String>,
     Json(request): Json<DrainRequest>,
 ) -> Result<Answer<Drains>> {
-    let address: IpAddr = address.parse().map_err(|_| {
-        ApiError::invalid(format!("the path: '{address}' is not a host's address: write 10.0.0.11 or fd00::b"))
-    })?;
-    let drains = engine.drain_address(address, request).await?;
+    let drains = engine.drain_address(host_address(&address)?, request).await?;
     Ok(Answer(Drains { drains }))
+}
+
+async fn host(State(engine): State<Handle>, Path(address): Path<String>) -> Result<Answer<HostBackends>> {
+    Ok(Answer(backends_at(&engine, host_address(&address)?).await?))
+}
+
+/// No guard stands in the way of an activation, so it takes no look ahead at all of them.
+async fn activate_host(State(engine): State<Handle>, Path(address): Path<String>) -> Result<Answer<HostBackends>> {
+    let mut host = backends_at(&engine, host_address(&address)?).await?;
+    for view in &mut host.backends {
+        view.backend = engine.activate(&view.service, &view.backend.name).await?;
+    }
+    Ok(Answer(host))
+}
+
+fn host_address(segment: &str) -> Result<IpAddr> {
+    segment.parse().map_err(|_| {
+        ApiError::invalid(format!("the path: '{segment}' is not a host's address: write 10.0.0.11 or fd00::b"))
+    })
+}
+
+async fn backends_at(engine: &Handle, address: IpAddr) -> Result<HostBackends> {
+    let status = engine.status(None).await?;
+    let backends = status.services.into_iter().flat_map(|service| {
+        let own = service.backends.into_iter().filter(|backend| backend.address.ip == address).collect::<Vec<_>>();
+        own.into_iter().map(move |backend| BackendView { service: service.name.clone(), backend })
+    });
+    let backends: Vec<BackendView> = backends.collect();
+    if backends.is_empty() {
+        let message = format!("no service has a backend at {address}: 'ebb status' shows those there are");
+        return Err(ApiError::new(Kind::NotFound, message));
+    }
+    Ok(HostBackends { backends })
 }
 
 async fn activate(
@@ -376,7 +437,7 @@ mod tests {
 
     #[test]
     fn the_document_describes_the_operations() {
-        let (_, document) = operations().finish();
+        let (_, document, _) = operations().finish();
         let drain = &document["paths"]["/v1/services/{service}/backends/{backend}/drain"]["post"];
         assert_eq!(drain["parameters"][1]["name"], "backend");
         let body = &drain["requestBody"]["content"]["application/json"]["schema"];
@@ -391,7 +452,7 @@ mod tests {
 
     #[test]
     fn every_reference_leads_somewhere() {
-        let (_, document) = operations().finish();
+        let (_, document, _) = operations().finish();
         let text = document.to_string();
         let mut seen = 0;
         for reference in text.split("\"$ref\":\"#").skip(1) {

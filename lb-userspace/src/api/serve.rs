@@ -1,6 +1,6 @@
-//! Serves a router on the socket, with a limit on everything a caller could hold open.
+//! Serves a router to whoever connects, with a limit on everything a caller could hold open.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -8,7 +8,12 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::UnixStream, sync::Semaphore, task::JoinSet};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::Semaphore,
+    task::JoinSet,
+};
 
 use super::socket::Socket;
 
@@ -22,7 +27,34 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown` resolves; then lets answers under way finish for a moment and removes the socket.
 pub async fn serve(socket: Socket, router: Router, shutdown: impl Future<Output = ()>) {
-    let places = Arc::new(Semaphore::new(CALLERS));
+    attend(socket, CALLERS, move |stream| converse(stream, router.clone()), shutdown).await;
+}
+
+/// Where callers come from.
+pub(super) trait Listener {
+    /// What a caller is reached by.
+    type Stream;
+
+    /// The next caller.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listener for Socket {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Socket::accept(self).await
+    }
+}
+
+/// Answers callers, so many at once, until `shutdown` resolves; then lets answers under way finish for a moment.
+pub(super) async fn attend<L: Listener, F: Future<Output = ()> + Send + 'static>(
+    listener: L,
+    places: usize,
+    answer: impl Fn(L::Stream) -> F,
+    shutdown: impl Future<Output = ()>,
+) {
+    let places = Arc::new(Semaphore::new(places));
     let mut callers = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
@@ -34,13 +66,13 @@ pub async fn serve(socket: Socket, router: Router, shutdown: impl Future<Output 
         let Ok(place) = place else { break };
         let stream = tokio::select! {
             () = &mut shutdown => break,
-            stream = socket.accept() => stream,
+            stream = listener.accept() => stream,
         };
         match stream {
             Ok(stream) => {
-                let router = router.clone();
+                let answering = answer(stream);
                 callers.spawn(async move {
-                    converse(stream, router).await;
+                    answering.await;
                     drop(place);
                 });
             }
@@ -50,12 +82,13 @@ pub async fn serve(socket: Socket, router: Router, shutdown: impl Future<Output 
             }
         }
     }
-    drop(socket);
+    drop(listener);
     let finish = async { while callers.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(GRACE, finish).await;
 }
 
-async fn converse(stream: UnixStream, router: Router) {
+/// Answers the requests on one connection.
+pub(super) async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

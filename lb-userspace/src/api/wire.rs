@@ -40,6 +40,13 @@ pub struct Backends {
     pub backends: Vec<BackendStatus>,
 }
 
+/// Backends of one host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostBackends {
+    /// In every service.
+    pub backends: Vec<BackendView>,
+}
+
 /// Drains that one request started or changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Drains {

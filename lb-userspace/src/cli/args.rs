@@ -58,6 +58,18 @@ pub struct Global {
     /// Socket of the daemon
     #[arg(long, global = true, env = "EBB_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+    /// Control the daemon on another host over mutual TLS, e.g. https://lb1.example.net:7443
+    #[arg(long, global = true, env = "EBB_SERVER", value_name = "URL", help_heading = "Remote control")]
+    pub server: Option<String>,
+    /// Certificate to show the server
+    #[arg(long, global = true, env = "EBB_CERT", value_name = "FILE", help_heading = "Remote control")]
+    pub cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, global = true, env = "EBB_KEY", value_name = "FILE", help_heading = "Remote control")]
+    pub key: Option<PathBuf>,
+    /// Authority that the server's certificate must be from
+    #[arg(long, global = true, env = "EBB_CA", value_name = "FILE", help_heading = "Remote control")]
+    pub ca: Option<PathBuf>,
     /// How to print: a table for people, JSON for scripts
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
@@ -101,11 +113,7 @@ pub enum Command {
     /// Take a backend out of service: no new flows, existing ones may finish
     Drain(DrainArgs),
     /// Cancel a drain, or bring a drained backend back
-    Activate {
-        /// Backend to bring back
-        #[arg(value_name = "SERVICE/BACKEND")]
-        target: Target,
-    },
+    Activate(ActivateArgs),
     /// Answer a drain whose end the service holds (--drain-hold): let it end, or have it wait on
     Hook {
         /// It may end; it may end though what it waited for has failed; it waits on
@@ -398,6 +406,17 @@ pub struct DrainArgs {
     /// Override a guard, such as the one that keeps the last active backend
     #[arg(long)]
     pub force: bool,
+}
+
+/// `ebb activate`.
+#[derive(Debug, Args)]
+pub struct ActivateArgs {
+    /// Backend to bring back
+    #[arg(value_name = "SERVICE/BACKEND", required_unless_present = "address", conflicts_with = "address")]
+    pub target: Option<Target>,
+    /// Bring this host's backends in every service back
+    #[arg(long, value_name = "ADDR", value_parser = host)]
+    pub address: Option<IpAddr>,
 }
 
 /// `ebb wait`.

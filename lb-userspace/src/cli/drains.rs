@@ -1,6 +1,6 @@
 //! The commands about drains: starting, changing, cancelling and above all waiting for them.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use serde::Serialize;
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    args::{DrainArgs, WaitArgs},
+    args::{ActivateArgs, DrainArgs, WaitArgs},
     failure::{Exit, Failure},
     print::Printer,
     progress::Progress,
@@ -37,6 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two attempts to reach it.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
+const NO_TARGET: &str = "name a backend as SERVICE/BACKEND, or a host with --address";
+
 /// How several waits ended.
 #[derive(Debug, Serialize)]
 struct Results {
@@ -54,12 +56,11 @@ pub(super) async fn drain(args: &DrainArgs, client: &Client, print: Printer) -> 
                 return wait_for_all(&drains, client, print).await;
             }
             print.show(&drains, |out, drains| {
-                use std::io::Write;
                 drains.drains.iter().try_for_each(|drain| writeln!(out, "{}", started(drain)))
             })?;
             Ok(Exit::Done)
         }
-        (None, None) => Err(Failure::usage("name a backend as SERVICE/BACKEND, or a host with --address")),
+        (None, None) => Err(Failure::usage(NO_TARGET)),
     }
 }
 
@@ -94,7 +95,20 @@ async fn wait_for_all(drains: &Drains, client: &Client, print: Printer) -> Done 
 }
 
 /// `ebb activate`.
-pub(super) async fn activate(target: &Target, client: &Client, print: Printer) -> Done {
+pub(super) async fn activate(args: &ActivateArgs, client: &Client, print: Printer) -> Done {
+    let target = match (&args.target, args.address) {
+        (Some(target), _) => target,
+        (None, Some(host)) => {
+            let activated = client.activate_host(host).await?;
+            print.show(&activated, |out, activated| {
+                activated.backends.iter().try_for_each(|view| {
+                    writeln!(out, "{}/{}: {}", view.service, view.backend.name, show::state(view.backend.state))
+                })
+            })?;
+            return Ok(Exit::Done);
+        }
+        (None, None) => return Err(Failure::usage(NO_TARGET)),
+    };
     let view = client.activate(&target.service, &target.backend).await?;
     let sentence = format!("{target}: {}", show::state(view.backend.state));
     print.say(&view, &sentence)?;
@@ -155,7 +169,9 @@ async fn outlast(
     lines: bool,
 ) -> Result<WaitResult, Failure> {
     // A daemon that is not there to begin with is an error at once.
-    if let Err(error @ ClientError::NoDaemon { .. }) = client.backend(&target.service, &target.backend).await {
+    if let Err(error @ (ClientError::NoDaemon { .. } | ClientError::Distrust(_))) =
+        client.backend(&target.service, &target.backend).await
+    {
         return Err(error.into());
     }
     let mut progress = if print.is_json() { Progress::Silent } else { Progress::new(&target.to_string(), lines) };

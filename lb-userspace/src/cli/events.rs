@@ -13,7 +13,10 @@ use super::{
     show,
 };
 use crate::{
-    api::client::{Client, ClientError, EventStream},
+    api::{
+        client::{Client, ClientError, EventStream},
+        error::Kind,
+    },
     control::model::{Event, EventKind},
 };
 
@@ -58,6 +61,10 @@ async fn reconnect(client: &Client, last: Option<u64>) -> Result<EventStream, Fa
     loop {
         match client.follow_events(last).await {
             Ok(stream) => return Ok(stream),
+            // One that answers no will not change its mind; one that is stopping might be back.
+            Err(ClientError::Refused(body)) if body.kind != Kind::Internal => {
+                return Err(ClientError::Refused(body).into());
+            }
             Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
             Err(_) => tokio::time::sleep(RETRY_INTERVAL).await,
         }

@@ -24,7 +24,7 @@ struct Checked<'a> {
 
 /// `ebb check`.
 pub(super) fn check(path: &Path, print: Printer) -> Result<Exit, Failure> {
-    let file = load(path)?;
+    let file = load_here(path)?;
     let backends = file.services.iter().map(|service| service.backends.len()).sum();
     let checked = Checked { file: path, services: file.services.len(), backends };
     let sentence =
@@ -43,10 +43,19 @@ pub(super) async fn apply(path: &Path, dry_run: bool, client: &Client, print: Pr
 
 /// Reads a file as far as it can be without a daemon. What it says wrong is a usage error.
 pub(super) fn load(path: &Path) -> Result<File, Failure> {
-    config::load(path).map_err(|error| match error {
+    config::load(path).map_err(|error| wrong(&error))
+}
+
+/// The same, with the files that it names: those are on the host it is about.
+pub(super) fn load_here(path: &Path) -> Result<File, Failure> {
+    config::load_here(path).map_err(|error| wrong(&error))
+}
+
+fn wrong(error: &LoadError) -> Failure {
+    match error {
         LoadError::Unreadable { .. } => Failure::failed(error.to_string()),
         LoadError::Wrong { .. } => Failure::usage(error.to_string()),
-    })
+    }
 }
 
 fn diff(out: &mut Vec<u8>, report: &ApplyReport) -> std::io::Result<()> {

@@ -11,8 +11,10 @@ mod events;
 pub mod failure;
 mod files;
 mod generate;
+mod place;
 mod print;
 mod progress;
+mod remote;
 mod run;
 mod settings;
 mod show;
@@ -21,24 +23,28 @@ mod top;
 mod unload;
 pub mod values;
 
-use std::{ffi::OsString, io::Write, process::ExitCode};
+use std::{ffi::OsString, io::Write, path::Path, process::ExitCode};
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use self::{
     args::{BackendCommand, Cli, Command, ServiceCommand},
     failure::{Exit, Failure, usage_line},
+    place::Typed,
     print::Printer,
 };
 use crate::api::client::Client;
 
 /// Runs one command line and says how it ended.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
+    let parsed = Cli::command()
+        .try_get_matches_from(words)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, Typed::of(&matches))));
+    let (cli, typed) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => return not_understood(&error).into(),
     };
-    let exit = match execute(cli) {
+    let exit = match execute(cli, typed) {
         Ok(exit) => exit,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -59,21 +65,21 @@ fn not_understood(error: &clap::Error) -> Exit {
     if error.use_stderr() { Exit::Usage } else { Exit::Done }
 }
 
-fn execute(cli: Cli) -> Result<Exit, Failure> {
+fn execute(cli: Cli, typed: Typed) -> Result<Exit, Failure> {
     // Talking to the daemon is one conversation: a second thread would have nothing to do.
     let runtime = match &cli.command {
         Command::Run(_) => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
-    let client = Client::new(cli.global.socket);
+    let client = place::client(&cli.global, typed, &cli.command)?;
     let print = Printer::new(cli.global.output);
-    runtime.block_on(ask(cli.command, &client, print))
+    runtime.block_on(ask(cli.command, &cli.global.socket, &client, print))
 }
 
-async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, Failure> {
+async fn ask(command: Command, socket: &Path, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
-        Command::Run(args) => run::run(&args, client.socket()).await,
+        Command::Run(args) => run::run(&args, socket).await,
         Command::Unload(args) => unload::unload(&args, client, print).await,
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
@@ -86,7 +92,7 @@ async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, 
         Command::Service(command) => service(command, client, print).await,
         Command::Backend(command) => backend(command, client, print).await,
         Command::Drain(args) => drains::drain(&args, client, print).await,
-        Command::Activate { target } => drains::activate(&target, client, print).await,
+        Command::Activate(args) => drains::activate(&args, client, print).await,
         Command::Hook { answer, target } => drains::answer_hold(&target, answer, client, print).await,
         Command::Wait(args) => drains::wait(&args, client, print).await,
         Command::Status { service } => commands::status(service.as_deref(), client, print).await,

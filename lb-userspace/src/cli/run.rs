@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File as OsFile, TryLockError},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
@@ -19,11 +20,15 @@ use super::{
     doctor::machine,
     failure::{Exit, Failure},
     files,
+    remote::{Door, Remote},
     settings::Settings,
 };
 use crate::{
     api::{self, DaemonInfo, metrics, socket::Socket},
-    config::file::{self, File},
+    config::{
+        self,
+        file::{self, File},
+    },
     daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, hooks, store::Store},
     datapath::{self, EbpfDatapath, OpenError},
     net::NetlinkResolver,
@@ -34,7 +39,7 @@ const NEXT_HOP_QUEUE: usize = 256;
 
 /// `ebb run`.
 pub(super) async fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
-    let file = args.config.as_deref().map(files::load).transpose()?;
+    let file = args.config.as_deref().map(files::load_here).transpose()?;
     let settings = Settings::merge(args, &file.as_ref().map(|file| file.daemon.clone()).unwrap_or_default());
     log_to_stderr();
     Daemon::serve(settings, file.zip(args.config.clone()), socket).await
@@ -46,6 +51,7 @@ struct Daemon {
     engine: JoinHandle<()>,
     server: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
+    remote: Option<Remote>,
     /// The file it was started with, and what that said about the daemon itself.
     config: Option<(PathBuf, file::Daemon)>,
 }
@@ -58,11 +64,11 @@ impl Daemon {
         }
         Socket::check(socket).map_err(failed)?;
         let mut signals = Signals::new()?;
-        let metrics = listen_for_scrapers(&settings).await?;
+        let doors = Doors::open(&settings).await?;
         let store = Store::open(&settings.state_dir).map_err(failed)?;
         let _lock = lock(&settings.state_dir)?;
         let untouched = !settings.datapath.pin_path.exists();
-        let started = Self::start(&settings, store, file, socket, metrics).await;
+        let started = Self::start(&settings, store, file, socket, doors).await;
         let daemon = match started {
             Ok(daemon) => daemon,
             Err(failure) => {
@@ -84,7 +90,7 @@ impl Daemon {
         store: Store,
         file: Option<(File, PathBuf)>,
         socket: &Path,
-        metrics: Option<TcpListener>,
+        doors: Doors,
     ) -> Result<Self, Failure> {
         let mut datapath = EbpfDatapath::open(&settings.datapath).map_err(failed)?;
         if let Some(log) = datapath.take_log() {
@@ -113,9 +119,9 @@ impl Daemon {
         };
         let config = file.map(|(file, path)| (path, file.daemon));
         let answering =
-            applied.and_then(|()| Self::begin(settings, socket, metrics, handle.clone(), stop.clone(), stopped));
+            applied.and_then(|()| Self::begin(settings, socket, doors, handle.clone(), stop.clone(), stopped));
         match answering {
-            Ok(server) => Ok(Self { handle, engine, server, stop, config }),
+            Ok((server, remote)) => Ok(Self { handle, engine, server, stop, remote, config }),
             Err(failure) => {
                 stop.send_replace(true);
                 join(engine).await;
@@ -128,12 +134,12 @@ impl Daemon {
     fn begin(
         settings: &Settings,
         socket: &Path,
-        metrics: Option<TcpListener>,
+        doors: Doors,
         handle: Handle,
         stop: watch::Sender<bool>,
         stopped: watch::Receiver<bool>,
-    ) -> Result<tokio::task::JoinHandle<()>, Failure> {
-        if let Some(listener) = metrics {
+    ) -> Result<(tokio::task::JoinHandle<()>, Option<Remote>), Failure> {
+        if let Some(listener) = doors.metrics {
             tokio::spawn(metrics::serve(listener, handle.clone(), wait_for(stopped.clone())));
         }
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
@@ -146,9 +152,13 @@ impl Daemon {
             pin_path: settings.datapath.pin_path.clone(),
             state_dir: settings.state_dir.clone(),
         };
-        let router = api::router(handle).merge(api::daemon_router(info, stop));
+        let of_daemon = api::daemon_router(info, stop);
         let socket = Socket::bind(socket).map_err(failed)?;
-        Ok(tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))))
+        let remote = doors
+            .remote
+            .map(|door| door.serve(api::remote_router(handle.clone(), of_daemon.clone()), wait_for(stopped.clone())));
+        let router = api::router(handle).merge(of_daemon);
+        Ok((tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))), remote))
     }
 
     async fn until_stopped(&self, signals: &mut Signals) {
@@ -173,19 +183,24 @@ impl Daemon {
             tracing::warn!("SIGHUP: started without a file, so there is none to read again");
             return;
         };
-        let reloaded = match files::load(path) {
-            Ok(file) => {
-                if file.daemon != *daemon {
-                    tracing::warn!("[daemon] in {} has changed: that takes effect at the next start", path.display());
-                }
-                apply(&self.handle, &file).await
-            }
-            Err(failure) => Err(failure),
-        };
-        match reloaded {
+        match self.reload_from(path, daemon).await {
             Ok(()) => tracing::info!("read {} again", path.display()),
             Err(failure) => tracing::error!("{failure}; nothing was changed"),
         }
+    }
+
+    async fn reload_from(&self, path: &Path, daemon: &file::Daemon) -> Result<(), Failure> {
+        let file = files::load_here(path)?;
+        if fixed(&file.daemon) != fixed(daemon) {
+            tracing::warn!("[daemon] in {} has changed: that takes effect at the next start", path.display());
+        }
+        let settings = file.daemon.remote.as_ref().map(config::remote::Remote::settings);
+        let renewal = Remote::look(settings.as_ref())?;
+        apply(&self.handle, &file).await?;
+        if let Some(remote) = &self.remote {
+            remote.renew(renewal);
+        }
+        Ok(())
     }
 
     async fn stop(self) {
@@ -194,6 +209,29 @@ impl Daemon {
             tracing::error!("the API ended badly: {error}");
         }
         join(self.engine).await;
+    }
+}
+
+/// What of `[daemon]` cannot change while it runs: all but who may control it from afar.
+fn fixed(daemon: &file::Daemon) -> (file::Daemon, Option<SocketAddr>) {
+    let listen = daemon.remote.as_ref().map(|remote| remote.listen);
+    (file::Daemon { remote: None, ..daemon.clone() }, listen)
+}
+
+/// Where others than those on this host are answered, taken before anything that would have to be undone.
+struct Doors {
+    metrics: Option<TcpListener>,
+    remote: Option<Door>,
+}
+
+impl Doors {
+    async fn open(settings: &Settings) -> Result<Self, Failure> {
+        let metrics = listen_for_scrapers(settings).await?;
+        let remote = match &settings.remote {
+            Some(remote) => Some(Door::open(remote).await?),
+            None => None,
+        };
+        Ok(Self { metrics, remote })
     }
 }
 

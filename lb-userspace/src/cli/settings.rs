@@ -4,7 +4,11 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use super::args::{DEFAULT_STATE_DIR, Places, RunArgs};
 use crate::{
-    config::file::{Daemon, Mode},
+    api::remote,
+    config::{
+        file::{Daemon, Mode},
+        remote::Remote,
+    },
     daemon::hooks::HookSpec,
     datapath,
 };
@@ -18,6 +22,8 @@ pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     /// Where metrics are served, if anywhere.
     pub(super) metrics: Option<SocketAddr>,
+    /// Who may control the daemon from other hosts, if anybody.
+    pub(super) remote: Option<remote::Settings>,
     /// Who is told what happens.
     pub(super) hooks: Vec<HookSpec>,
 }
@@ -32,6 +38,7 @@ impl Settings {
         Self {
             state_dir: state_dir.cloned().unwrap_or_else(default_state_dir),
             metrics: args.metrics.or(file.metrics),
+            remote: file.remote.as_ref().map(Remote::settings),
             hooks: file.hooks.clone(),
             datapath: datapath::Options {
                 interfaces: interfaces.clone(),

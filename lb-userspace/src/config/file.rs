@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::{
     diagnose::{self, Mistake},
     health::CheckSettings,
+    remote::Remote,
 };
 use crate::{
     control::{
@@ -52,6 +53,8 @@ pub struct Daemon {
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.
     pub state_dir: Option<PathBuf>,
+    /// Who may control the daemon from other hosts.
+    pub remote: Option<Remote>,
     /// Who is told what happens to backends.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<HookSpec>,
@@ -206,6 +209,7 @@ impl NewService<'_> {
 pub fn parse(text: &str) -> Result<File, Mistake> {
     let file: File = diagnose::read(text)?;
     check_hooks(text, &file.daemon.hooks)?;
+    file.daemon.remote.as_ref().map_or(Ok(()), |remote| remote.check(text))?;
     let mut names = HashMap::new();
     let mut vips = HashMap::new();
     for service in &file.services {
@@ -387,6 +391,30 @@ when_unhealthy = "refuse"
         assert!(line.starts_with("line 1, column 1: hook pager: 'https://"), "{line}");
         let line = said(&format!("{hook}{hook}"));
         assert_eq!(line, "line 1, column 1: hook \"pager\" is there twice");
+    }
+
+    #[test]
+    fn who_may_control_it_from_afar_is_read_and_checked() {
+        let remote = "[daemon.remote]\nlisten = \"192.0.2.1:7443\"\ncert = \"a\"\nkey = \"b\"\nclient_ca = \"c\"\n\
+                      [[daemon.remote.client]]\nname = \"host-1\"\nright = \"own_address\"\naddresses = [\"10.0.0.11\"]\n\
+                      [[daemon.remote.client]]\nname = \"deploy\"\nright = \"admin\"\n";
+        let file = parse(remote).expect("well formed");
+        let settings = file.daemon.remote.expect("it is there").settings();
+        assert_eq!((settings.clients.len(), settings.clients[0].addresses.len()), (2, 1));
+        for (from, to, expected) in [
+            (
+                "own_address",
+                "own_adress",
+                "line 8, column 9: unknown value \"own_adress\", did you mean \"own_address\"?",
+            ),
+            ("own_address", "read", "line 9, column 13: addresses go with right = \"own_address\" only"),
+            ("deploy", "host-1", "line 11, column 8: client \"host-1\" is there twice"),
+            ("key = \"b\"\n", "", "line 1, column 1: missing key \"key\""),
+            ("192.0.2.1:7443", "192.0.2.1", "line 2, column 10: "),
+        ] {
+            let line = said(&remote.replace(from, to));
+            assert!(line.starts_with(expected), "{to}: {line}");
+        }
     }
 
     #[test]

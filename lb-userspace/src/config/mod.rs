@@ -4,6 +4,7 @@ pub mod diagnose;
 pub mod file;
 pub mod health;
 pub mod reference;
+pub mod remote;
 
 use std::{
     fs, io,
@@ -38,6 +39,18 @@ pub enum LoadError {
 
 /// Reads and checks a file.
 pub fn load(path: &Path) -> Result<File, LoadError> {
+    read(path).map(|(_, file)| file)
+}
+
+/// Reads a file and checks it, those that it names included: for the host that it is about.
+pub fn load_here(path: &Path) -> Result<File, LoadError> {
+    let (text, file) = read(path)?;
+    let checked = file.daemon.remote.as_ref().map_or(Ok(()), |remote| remote.check_files(&text));
+    checked.map_err(|mistake| LoadError::Wrong { path: path.to_owned(), mistake })?;
+    Ok(file)
+}
+
+fn read(path: &Path) -> Result<(String, File), LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.to_owned(), source };
     let length = fs::metadata(path).map_err(unreadable)?.len();
     if length > LENGTH_LIMIT {
@@ -45,7 +58,10 @@ pub fn load(path: &Path) -> Result<File, LoadError> {
         return Err(unreadable(source));
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
-    file::parse(&text).map_err(|mistake| LoadError::Wrong { path: path.to_owned(), mistake })
+    match file::parse(&text) {
+        Ok(file) => Ok((text, file)),
+        Err(mistake) => Err(LoadError::Wrong { path: path.to_owned(), mistake }),
+    }
 }
 
 #[cfg(test)]

@@ -15,8 +15,12 @@ const INTRODUCTION: &str = "# The configuration file\n\n\
     number of seconds. With a file, the services are exactly those in it: what it lacks is drained, and then removed.\n\n\
     This page is generated from the program's own types (`EBB_WRITE_DOCS=1 cargo test -p lb-userspace reference`).\n";
 
+const REMOTE_TEXT: &str = "Remote control: the operations of the socket over TCP with mutual TLS (1.3). Without this block \
+    nothing listens. The certificates and the list of clients are read again on SIGHUP; another `listen` takes a restart.";
+const CLIENT_TEXT: &str = "One block for each certificate that may do something; the first whose name fits counts.";
+
 /// Keys that are blocks.
-const BLOCKS: [&str; 3] = ["backend", "health_check", "hook"];
+const BLOCKS: [&str; 5] = ["backend", "client", "health_check", "hook", "remote"];
 
 /// The whole page, in Markdown.
 pub fn page() -> String {
@@ -25,6 +29,8 @@ pub fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     let sections = [
         ("Daemon", "[daemon]", "How the daemon runs. A flag of `ebb run` wins over its key.", daemon_defaults()),
+        ("Remote", "[daemon.remote]", REMOTE_TEXT, json!({})),
+        ("RemoteClient", "[[daemon.remote.client]]", CLIENT_TEXT, json!({ "addresses": "the caller's" })),
         ("HookSpec", "[[daemon.hook]]", "One block for each hook; a change takes a restart.", hook_defaults()),
         ("Service", "[[service]]", "One block for each service.", service_defaults()),
         ("CheckSettings", "[service.health_check]", "How a service's backends are checked.", check_defaults()),

@@ -115,6 +115,11 @@ impl Ebb {
         self.end(libc::SIGTERM)
     }
 
+    /// Has the daemon read its file again (SIGHUP).
+    pub fn reload(&self) -> Result<()> {
+        Ok(sys::signal(self.pid().context("no daemon is running")?, libc::SIGHUP)?)
+    }
+
     /// Kills the daemon (SIGKILL).
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.end(libc::SIGKILL)
@@ -123,6 +128,18 @@ impl Ebb {
     /// Runs the CLI and waits for it.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         self.background(arguments)?.wait(COMMAND_LIMIT)
+    }
+
+    /// Starts the CLI on another host of the lab, in a fresh environment but for `environment`.
+    pub fn background_on(
+        &self,
+        host: &Namespace,
+        environment: &[(&str, &Path)],
+        arguments: &[&str],
+    ) -> Result<Background> {
+        let mut command = host.command(&self.program)?;
+        command.args(arguments).env_clear().env(LABEL_VARIABLE, &self.label).envs(environment.iter().copied());
+        self.spawn(command, arguments)
     }
 
     /// Runs the CLI, which must succeed.
@@ -141,13 +158,17 @@ impl Ebb {
 
     /// Starts the CLI and does not wait for it.
     pub fn background(&self, arguments: &[&str]) -> Result<Background> {
-        let number = self.commands.fetch_add(1, Ordering::Relaxed);
-        let stdout = self.directory.join(format!("command-{number}.out"));
-        let stderr = self.directory.join(format!("command-{number}.err"));
         let mut command = self.command(arguments)?;
         if matches!(arguments.first(), Some(&("run" | "unload"))) {
             command.args(self.places());
         }
+        self.spawn(command, arguments)
+    }
+
+    fn spawn(&self, mut command: Command, arguments: &[&str]) -> Result<Background> {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let stdout = self.directory.join(format!("command-{number}.out"));
+        let stderr = self.directory.join(format!("command-{number}.err"));
         command.stdin(Stdio::null()).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
         let child = command.spawn().with_context(|| format!("start {}", self.program.display()))?;
         Ok(Background { child, line: format!("ebb {}", arguments.join(" ")), stdout, stderr })

@@ -119,12 +119,12 @@ fn of_daemon(daemon: &Result<Status, ClientError>, client: &Client) -> Vec<Findi
     let status = match daemon {
         Ok(status) => status,
         Err(ClientError::NoDaemon { .. }) => {
-            let detail = format!("none answers at {}", client.socket().display());
+            let detail = format!("none answers at {}", client.place());
             return vec![Finding::bad(Level::Warn, "daemon", detail, Some("ebb run -i IFACE".to_owned()))];
         }
         Err(error) => return vec![Finding::bad(Level::Fail, "daemon", error.to_string(), None)],
     };
-    let detail = format!("answers at {}, {} services", client.socket().display(), status.services.len());
+    let detail = format!("answers at {}, {} services", client.place(), status.services.len());
     let mut findings = vec![Finding::ok("daemon", detail)];
     for service in &status.services {
         for backend in service.backends.iter().filter(|backend| backend.state == State::Initial) {

@@ -1,0 +1,91 @@
+//! Remote control: the same operations over TCP, for callers with a certificate that is listed, and for nobody else.
+
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Extension, Router};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+pub use settings::{ClientRule, Settings, SettingsError, Terms};
+
+use super::serve::{Listener, attend, converse};
+
+/// Callers served at once, those included who are still showing who they are. The socket has places of its own.
+const CALLERS: usize = 192;
+/// How long a caller may take to show who it is.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller that was turned away has to read why.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Serves until `shutdown` resolves. Connections that were made under other terms end when the terms change: whoever made them
+/// has to show again who they are.
+pub async fn serve(
+    listener: TcpListener,
+    terms: watch::Receiver<Arc<Terms>>,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) {
+    let answer = move |(stream, peer)| answer(stream, peer, terms.clone(), router.clone());
+    attend(listener, CALLERS, answer, shutdown).await;
+}
+
+impl Listener for TcpListener {
+    type Stream = (TcpStream, SocketAddr);
+
+    async fn accept(&self) -> io::Result<Self::Stream> {
+        TcpListener::accept(self).await
+    }
+}
+
+async fn answer(stream: TcpStream, peer: SocketAddr, mut terms: watch::Receiver<Arc<Terms>>, router: Router) {
+    let now = Arc::clone(&terms.borrow_and_update());
+    super::transport::keep_alive(&stream);
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, introduce(stream, &now)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::info!("{peer} was turned away: {error}");
+            return;
+        }
+        Err(_) => {
+            tracing::info!("{peer} was turned away: it did not show who it is in {HANDSHAKE_TIMEOUT:?}");
+            return;
+        }
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let Some(caller) = certificate.map(|certificate| now.caller(peer.ip(), certificate)) else { return };
+    let router = router.layer(Extension(caller));
+    let changed = async {
+        if terms.changed().await.is_err() {
+            // Nobody is left to change them: the daemon is stopping, and answers under way may finish.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = converse(stream, router) => {}
+        () = changed => tracing::debug!("{peer}: the terms have changed"),
+    }
+}
+
+/// The handshake. Who is turned away is told why, and given a moment to read it: closing at once would take the answer back.
+async fn introduce(stream: TcpStream, terms: &Terms) -> io::Result<TlsStream<TcpStream>> {
+    let acceptor = TlsAcceptor::from(Arc::clone(terms.tls()));
+    acceptor.accept(stream).into_fallible().await.map_err(|(error, mut stream)| {
+        tokio::spawn(async move {
+            let parting = async {
+                let _ = stream.shutdown().await;
+                let mut rest = [0; 1_024];
+                while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+            };
+            let _ = tokio::time::timeout(PARTING, parting).await;
+        });
+        error
+    })
+}
