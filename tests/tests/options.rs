@@ -154,6 +154,68 @@ fn a_limit_on_how_many_are_out_is_a_guard() -> Result<()> {
 }
 
 #[test]
+fn a_share_that_may_be_out_is_a_guard_too() -> Result<()> {
+    let scene = Scene::with_web(Setting::with_backends(4), &["--max-out", "50%"])?;
+    scene.ebb.ok(&["drain", "web/b0", "--wait"])?;
+    scene.ebb.ok(&["drain", "web/b1", "--wait"])?;
+    let refused = scene.ebb.cli(&["drain", "web/b2"])?;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("allows 2"), "{refused:?}");
+    let address = Plan::backend(scene.setting.family, 2).to_string();
+    assert_eq!(scene.ebb.cli(&["drain", "--address", &address])?.code, 1, "a host is no way round it");
+    scene.ebb.ok(&["drain", "web/b1", "--timeout", "60s"]).context("one that is out already is no further one")?;
+    scene.ebb.ok(&["activate", "web/b0"])?;
+    scene.ebb.wait_state("web/b0", "active", SOON)?;
+    scene.ebb.ok(&["drain", "web/b2", "--wait"])?;
+    assert_eq!(scene.visit(30)?.served_by("b2"), 0);
+    Ok(())
+}
+
+#[test]
+fn no_weight_means_no_new_flows_and_no_flow_lost() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let held = scene.hold(60)?;
+    let at_b1 = held.tally().open_at("b1");
+    assert!(at_b1 > 0, "{:?}", held.tally());
+    scene.ebb.ok(&["backend", "set", "web", "b1", "--weight", "0"])?;
+    let tally = scene.visit(150)?;
+    assert_eq!(tally.served_by("b1"), 0, "{tally:?}");
+    assert_eq!(scene.ebb.backend("web/b1")?.state, "active", "it is not drained");
+    assert_eq!(held.tally().open_at("b1"), at_b1, "{:?}", held.tally());
+    let refused = scene.ebb.cli(&["drain", "web/b0"])?;
+    assert_eq!(refused.code, 0, "b2 still serves: {refused:?}");
+    let refused = scene.ebb.cli(&["drain", "web/b2"])?;
+    assert_eq!(refused.code, 1, "b1 would have to serve alone, and has no weight: {refused:?}");
+    scene.ebb.ok(&["activate", "web/b0"])?;
+    scene.ebb.ok(&["backend", "set", "web", "b1", "--weight", "3"])?;
+    let tally = scene.visit(300)?;
+    assert!(tally.served_by("b1") > 120, "three parts of five: {tally:?}");
+    let tally = held.finish_and_wait(SOON)?;
+    assert_eq!((tally.broken(), tally.clean), (0, 60), "{tally:?}");
+    Ok(())
+}
+
+#[test]
+fn a_slow_starter_s_share_grows() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &["--slow-start", "12s"])?;
+    wait_until("the first slow starts to be over", Duration::from_secs(30), || {
+        scene.visit(120).is_ok_and(|tally| ["b0", "b1", "b2"].iter().all(|name| tally.served_by(name) > 20))
+    })?;
+    scene.ebb.ok(&["drain", "web/b1", "--wait"])?;
+    scene.ebb.ok(&["activate", "web/b1"])?;
+    scene.ebb.wait_state("web/b1", "active", SOON)?;
+    let begun = Instant::now();
+    let early = scene.visit(300)?.served_by("b1");
+    // A third of them would be 100; a quarter of the time is a quarter of that, and chance has room.
+    if begun.elapsed() < Duration::from_secs(3) {
+        assert!(early < 55, "{early} of 300 at once");
+    }
+    wait_until("its share to be whole", Duration::from_secs(30), || {
+        scene.visit(300).is_ok_and(|tally| tally.served_by("b1") > 75)
+    })
+}
+
+#[test]
 fn generic_mode_does_the_same_job() -> Result<()> {
     let scene = Scene::set_with(Setting::default(), &["--mode", "generic"])?;
     scene.add_web(&[])?;

@@ -48,6 +48,9 @@ pub struct CheckArgs {
     /// The port to check [default: the backend's]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub check_port: Option<u16>,
+    /// dsr and tunnel: also check that the backend answers for the VIP; tcp then asks for nothing else [default: false]
+    #[arg(long, value_name = "true|false")]
+    pub check_vip: Option<bool>,
     /// Time between two checks of a backend [default: 5s]
     #[arg(long, value_name = "DUR")]
     pub check_interval: Option<Seconds>,
@@ -96,6 +99,7 @@ impl CheckArgs {
             expect: self.check_expect.clone(),
             command: self.check_command.as_ref().map(|line| ["/bin/sh", "-c", line].map(str::to_owned).to_vec()),
             port: self.check_port,
+            vip: self.check_vip,
             interval: self.check_interval,
             timeout: self.check_timeout,
             rise: self.check_rise,

@@ -243,7 +243,11 @@ fn check_hooks(text: &str, hooks: &[HookSpec]) -> Result<(), Mistake> {
 
 fn check_health(text: &str, service: &Service) -> Result<(), Mistake> {
     let Some(settings) = &service.health_check else { return Ok(()) };
-    let checked = settings.get_ref().over(None).and_then(|health| validate::health(service.name.get_ref(), &health));
+    let name = service.name.get_ref();
+    let checked = settings.get_ref().over(None).and_then(|health| {
+        validate::vip_check(name, service.forward.unwrap_or_default(), &health)?;
+        validate::health(name, &health)
+    });
     checked.map_err(|error| Mistake::at(text, settings.span(), error.to_string()))
 }
 

@@ -32,6 +32,8 @@ pub struct CheckSettings {
     pub command: Option<Vec<String>>,
     /// The port to check instead of the backend's own.
     pub port: Option<u16>,
+    /// In `dsr` and `tunnel`: also check that the backend answers for the VIP; a `tcp` check then asks for nothing else.
+    pub vip: Option<bool>,
     /// Time between two checks of a backend.
     pub interval: Option<Seconds>,
     /// How long one may take.
@@ -100,6 +102,7 @@ impl CheckSettings {
         set(&mut check, "argv", self.command.clone());
         health["check"] = check;
         set(&mut health, "port", self.port);
+        set(&mut health, "vip", self.vip);
         set(&mut health, "interval_s", self.interval.map(|interval| interval.0.as_secs_f64()));
         set(&mut health, "timeout_s", self.timeout.map(|timeout| timeout.0.as_secs_f64()));
         set(&mut health, "rise", self.rise);
@@ -150,8 +153,9 @@ pub fn describe(health: &HealthSpec) -> String {
         Check::Command { argv } => format!("command {}", argv.join(" ")),
     };
     let port = health.port.map(|port| format!(" at port {port}")).unwrap_or_default();
+    let vip = if health.vip { " and the VIP" } else { "" };
     format!(
-        "{what}{port}, every {} for up to {}, rise {}, fall {}",
+        "{what}{port}{vip}, every {} for up to {}, rise {}, fall {}",
         health.interval_s, health.timeout_s, health.rise, health.fall
     )
 }

@@ -117,7 +117,7 @@ fn check_defaults() -> Value {
     let mut filled_in = serde_json::to_value(settings.over(None).ok()).unwrap_or_default();
     let mut defaults = json!({});
     for (key, value) in filled_in.as_object_mut().into_iter().flatten() {
-        if value.is_number() {
+        if value.is_number() || value.is_boolean() {
             defaults[key.strip_suffix("_s").unwrap_or(key)] = value.take();
         }
     }

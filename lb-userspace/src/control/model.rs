@@ -173,6 +173,9 @@ pub struct HealthSpec {
     /// The port to check; the backend's own unless given.
     #[serde(default)]
     pub port: Option<u16>,
+    /// `dsr` and `tunnel`: that the backend answers for the VIP is checked too; instead of a `tcp` check of its own address.
+    #[serde(default)]
+    pub vip: bool,
 }
 
 /// What a health check does.

@@ -31,7 +31,19 @@ pub fn service(spec: &ServiceSpec) -> Result<(), Error> {
     if matches!(spec.max_out, Some(MaxOut::Percent(percent)) if percent > 100) {
         return invalid("max_out is at most 100%".to_owned());
     }
-    spec.health.as_ref().map_or(Ok(()), |health| self::health(&spec.name, health))
+    let Some(health) = &spec.health else { return Ok(()) };
+    vip_check(&spec.name, spec.forward, health)?;
+    self::health(&spec.name, health)
+}
+
+/// Checks that a health check of the VIP can be made.
+pub fn vip_check(service: &str, forward: Forward, spec: &HealthSpec) -> Result<(), Error> {
+    if spec.vip && forward == Forward::Nat {
+        return Err(Error::Invalid(format!(
+            "service {service}: health check: under nat backends do not hold the VIP: leave vip out"
+        )));
+    }
+    Ok(())
 }
 
 /// Checks a health check.

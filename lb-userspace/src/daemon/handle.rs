@@ -14,6 +14,7 @@ use crate::control::{
     },
     vip::{BackendAddress, Vip},
 };
+use crate::datapath::NextHop;
 
 /// A cheap, cloneable way to the engine. Every answer comes after the change is in the datapath and on disk.
 #[derive(Clone, Debug)]
@@ -44,6 +45,17 @@ pub struct CheckTarget {
     pub vip: Vip,
     /// How to check.
     pub health: HealthSpec,
+    /// The way to the backend, where the VIP is to be checked there.
+    pub way: Option<Way>,
+}
+
+/// The way that clients' packets take to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// In a tunnel.
+    pub tunnel: bool,
+    /// The next hop, once it is known.
+    pub next_hop: Option<NextHop>,
 }
 
 /// What one check found.

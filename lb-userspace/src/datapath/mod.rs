@@ -12,6 +12,7 @@ mod decap;
 mod ebpf;
 mod error;
 mod flows;
+pub(crate) mod frame;
 mod log;
 mod maps;
 mod mmap;

@@ -26,14 +26,14 @@ use tokio::{
 
 use super::{
     clock::Clock,
-    handle::{CheckTarget, Handle, Reply, Request},
+    handle::{CheckTarget, Handle, Reply, Request, Way},
     resolver::{NextHopUpdate, Resolver},
     store::{Store, StoreError},
 };
 use crate::{
     control::{
         Error,
-        model::{Event, EventKind, State, WaitFor, WaitResult},
+        model::{Event, EventKind, Forward, State, WaitFor, WaitResult},
         state::{
             Now, backend,
             balancer::{Balancer, Work},
@@ -253,6 +253,10 @@ impl Engine {
         let now = self.now();
         self.balancer.next_hops(&news, now);
         self.known_hops.extend(news);
+        let asks_by_way = |service: &Service| service.spec.health.as_ref().is_some_and(|health| health.vip);
+        if self.balancer.services.iter().any(asks_by_way) {
+            self.follow_targets();
+        }
         self.cycle_and_log(false);
         self.follow_up_lazily();
     }
@@ -425,6 +429,9 @@ impl Engine {
                     address: entry.spec.address,
                     vip: service.spec.vip,
                     health: health.clone(),
+                    way: health
+                        .vip
+                        .then(|| Way { tunnel: service.spec.forward == Forward::Tunnel, next_hop: entry.next_hop }),
                 })
             })
             .collect();

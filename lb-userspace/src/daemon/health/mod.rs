@@ -6,6 +6,7 @@ mod probe;
 mod schedule;
 #[cfg(test)]
 mod tests;
+mod vip;
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::{Prober, http};
+use super::{Prober, http, vip};
 use crate::{
     control::model::Check,
     daemon::{command, handle::CheckTarget},
@@ -29,7 +29,11 @@ impl Prober for NetworkProber {
 
 async fn probe(target: &CheckTarget) -> Result<(), String> {
     let address = address(target);
+    if let Some(way) = &target.way {
+        vip::ask(target, way).await?;
+    }
     match &target.health.check {
+        Check::Tcp if target.way.is_some() => Ok(()),
         Check::Tcp => connect(address).await.map(drop),
         Check::Http { path, statuses, host } => {
             let stream = connect(address).await?;

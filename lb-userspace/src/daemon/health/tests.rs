@@ -29,6 +29,7 @@ pub(super) fn target_of(ip: IpAddr, port: Option<u16>, check: &serde_json::Value
         address: crate::control::vip::BackendAddress { ip, port },
         vip: "10.0.0.100:80/tcp".parse().expect("a VIP"),
         health: serde_json::from_value(serde_json::json!({ "check": check })).expect("a check"),
+        way: None,
     }
 }
 

@@ -12,9 +12,6 @@
 //! An end that has another idea of what comes next answers with a challenge ACK. That comes by here (from the client) or
 //! goes to a client that is gone by then; either way it is answered by an RST with the very number it asked for.
 
-mod frame;
-mod send;
-
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
@@ -22,15 +19,19 @@ use lb_common::{
     control::{Peer, mac_bytes},
     flow::{FlowEntry, Meta, flow_flag},
     service::{Service, forward},
+    tcp::flag,
 };
 
-use super::{maps::Maps, rows};
-use frame::{Envelope, Frame, Rst};
+use super::{
+    frame::{self, Envelope, Frame, Segment, Sender},
+    maps::Maps,
+    rows,
+};
 
 /// Sends resets.
 #[derive(Debug, Default)]
 pub(crate) struct Resets {
-    sender: send::Sender,
+    sender: Sender,
 }
 
 impl Resets {
@@ -66,11 +67,12 @@ fn client(flow: &FlowEntry, port: u16) -> SocketAddr {
 
 fn to_client(frames: &mut Vec<Frame>, meta: Meta, flow: &FlowEntry, service: &Service, peer: Peer, own_mac: u64) {
     let envelope = Envelope { ifindex: peer.ifindex, dst: mac_bytes(peer.mac), src: mac_bytes(own_mac), tunnel: None };
-    let rst = |seq| Rst {
+    let rst = |seq| Segment {
         from: rows::vip(service),
         to: client(flow, flow.port_service as u16),
         seq,
         ack: Some(flow.client_seq),
+        flags: flag::RST,
     };
     frames.extend(frame::build(&envelope, &rst(flow.client_ack)));
     if meta.any(flow_flag::REPLY_SEEN) && flow.server_seq != flow.client_ack {
@@ -88,5 +90,6 @@ fn to_backend(flow: &FlowEntry, service: &Service, row: &Backend) -> Option<Fram
     } else {
         rows::vip(service)
     };
-    frame::build(&envelope, &Rst { from: client(flow, port), to, seq: flow.client_seq, ack: None })
+    let rst = Segment { from: client(flow, port), to, seq: flow.client_seq, ack: None, flags: flag::RST };
+    frame::build(&envelope, &rst)
 }

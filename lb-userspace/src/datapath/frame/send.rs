@@ -5,20 +5,20 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
-use super::frame::Frame;
+use super::Frame;
 
 /// Frames handed to the kernel by one call.
 const BATCH: usize = 64;
 
 /// A packet socket, opened when first needed.
 #[derive(Debug, Default)]
-pub(super) struct Sender {
+pub(crate) struct Sender {
     socket: Option<OwnedFd>,
 }
 
 impl Sender {
     /// Sends the frames; returns how many could not be.
-    pub(super) fn send(&mut self, frames: &[Frame]) -> u64 {
+    pub(crate) fn send(&mut self, frames: &[Frame]) -> u64 {
         if frames.is_empty() {
             return 0;
         }
@@ -53,7 +53,7 @@ fn send_batch(socket: &OwnedFd, frames: &[Frame]) -> u64 {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 // The first of the rest could not be sent; its interface may be gone or down.
-                tracing::debug!("cannot send a reset on interface {}: {error}", rest[0].ifindex);
+                tracing::debug!("cannot send on interface {}: {error}", rest[0].ifindex);
                 failed += 1;
                 rest = &rest[1..];
             }

@@ -1,8 +1,12 @@
-//! Frames with one TCP RST, built whole.
+//! Frames with one TCP segment without data, built whole, and how they are sent past the stack.
+
+mod send;
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{checksum, service::TCP, tcp::flag};
+
+pub(crate) use send::Sender;
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
@@ -19,38 +23,40 @@ const DONT_FRAGMENT: u16 = 0x4000;
 const IPV4_IN_IP: u8 = 4;
 const IPV6_IN_IP: u8 = 41;
 
-/// What carries the reset.
+/// What carries the segment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Envelope {
+pub(crate) struct Envelope {
     /// Interface it leaves by.
-    pub(super) ifindex: u32,
-    pub(super) dst: [u8; 6],
-    pub(super) src: [u8; 6],
+    pub(crate) ifindex: u32,
+    pub(crate) dst: [u8; 6],
+    pub(crate) src: [u8; 6],
     /// Source and destination of an outer IP header.
-    pub(super) tunnel: Option<(IpAddr, IpAddr)>,
+    pub(crate) tunnel: Option<(IpAddr, IpAddr)>,
 }
 
-/// The reset itself.
+/// The segment itself.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rst {
-    pub(super) from: SocketAddr,
-    pub(super) to: SocketAddr,
-    pub(super) seq: u32,
+pub(crate) struct Segment {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) seq: u32,
     /// Without, the ACK flag is not set.
-    pub(super) ack: Option<u32>,
+    pub(crate) ack: Option<u32>,
+    /// The other flags.
+    pub(crate) flags: u8,
 }
 
 /// A frame ready to be sent.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Frame {
-    pub(super) ifindex: u32,
+pub(crate) struct Frame {
+    pub(crate) ifindex: u32,
     bytes: [u8; CAPACITY],
     len: usize,
 }
 
 impl Frame {
     /// What goes onto the wire.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 
@@ -62,11 +68,11 @@ impl Frame {
 }
 
 /// Builds the frame; `None` if the two ends, or those of the tunnel, are of different families.
-pub(super) fn build(envelope: &Envelope, rst: &Rst) -> Option<Frame> {
-    let inner = ip_header(rst.from.ip(), rst.to.ip(), TCP, TCP_HEADER)?;
+pub(crate) fn build(envelope: &Envelope, segment: &Segment) -> Option<Frame> {
+    let inner = ip_header(segment.from.ip(), segment.to.ip(), TCP, TCP_HEADER)?;
     let outer = match envelope.tunnel {
         Some((from, to)) => {
-            let protocol = if rst.to.is_ipv4() { IPV4_IN_IP } else { IPV6_IN_IP };
+            let protocol = if segment.to.is_ipv4() { IPV4_IN_IP } else { IPV6_IN_IP };
             Some(ip_header(from, to, protocol, inner.len() + TCP_HEADER)?)
         }
         None => None,
@@ -80,7 +86,7 @@ pub(super) fn build(envelope: &Envelope, rst: &Rst) -> Option<Frame> {
         frame.push(&outer);
     }
     frame.push(&inner);
-    frame.push(&tcp_header(rst));
+    frame.push(&tcp_header(segment));
     Some(frame)
 }
 
@@ -113,16 +119,16 @@ fn ip_header(from: IpAddr, to: IpAddr, protocol: u8, payload: usize) -> Option<V
     Some(header)
 }
 
-fn tcp_header(rst: &Rst) -> [u8; TCP_HEADER] {
+fn tcp_header(segment: &Segment) -> [u8; TCP_HEADER] {
     let mut header = [0u8; TCP_HEADER];
-    header[0..2].copy_from_slice(&rst.from.port().to_be_bytes());
-    header[2..4].copy_from_slice(&rst.to.port().to_be_bytes());
-    header[4..8].copy_from_slice(&rst.seq.to_be_bytes());
-    header[8..12].copy_from_slice(&rst.ack.unwrap_or(0).to_be_bytes());
+    header[0..2].copy_from_slice(&segment.from.port().to_be_bytes());
+    header[2..4].copy_from_slice(&segment.to.port().to_be_bytes());
+    header[4..8].copy_from_slice(&segment.seq.to_be_bytes());
+    header[8..12].copy_from_slice(&segment.ack.unwrap_or(0).to_be_bytes());
     header[12] = ((TCP_HEADER / 4) << 4) as u8;
-    header[13] = flag::RST | if rst.ack.is_some() { flag::ACK } else { 0 };
+    header[13] = segment.flags | if segment.ack.is_some() { flag::ACK } else { 0 };
     let mut sum = checksum::sum(&header);
-    for ip in [rst.from.ip(), rst.to.ip()] {
+    for ip in [segment.from.ip(), segment.to.ip()] {
         sum += match ip {
             IpAddr::V4(ip) => checksum::sum(&ip.octets()),
             IpAddr::V6(ip) => checksum::sum(&ip.octets()),
@@ -142,12 +148,12 @@ mod tests {
 
     const ENVELOPE: Envelope = Envelope { ifindex: 9, dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], tunnel: None };
 
-    fn rst(from: &str, to: &str, ack: Option<u32>) -> Rst {
-        Rst { from: from.parse().unwrap(), to: to.parse().unwrap(), seq: 0xdead_beef, ack }
+    fn rst(from: &str, to: &str, ack: Option<u32>) -> Segment {
+        Segment { from: from.parse().unwrap(), to: to.parse().unwrap(), seq: 0xdead_beef, ack, flags: flag::RST }
     }
 
     /// Checks one IP packet with a reset in it, checksums included, by another implementation.
-    fn check_packet(net: &NetSlice<'_>, transport: &TransportSlice<'_>, rst: &Rst) {
+    fn check_packet(net: &NetSlice<'_>, transport: &TransportSlice<'_>, rst: &Segment) {
         let TransportSlice::Tcp(tcp) = transport else { panic!("{transport:?}") };
         let header = tcp.to_header();
         assert_eq!((header.source_port, header.destination_port), (rst.from.port(), rst.to.port()));
