@@ -55,6 +55,10 @@ fn affinity_keeps_a_client_with_its_backend_but_never_with_a_draining_one() -> R
     scene.wait_all_active("web")?;
     let again = scene.hold(24 * 5)?;
     assert_eq!(servers_by_source(&again.connections()), before, "everything is where it was");
+    scene.ebb.ok(&["drain", "web/b1", "--timeout", "60s"])?;
+    scene.ebb.ok(&["activate", "web/b1"])?;
+    let cancelled = scene.hold(24 * 5)?;
+    assert_eq!(servers_by_source(&cancelled.connections()), before, "cancelled, it is as if it had never been");
     Ok(())
 }
 

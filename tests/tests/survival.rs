@@ -1,14 +1,14 @@
 //! The daemon stops, restarts or dies in the middle of a drain.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use ebb_tests::{
     scene::{SOON, Scene, Setting},
-    traffic::{End, Fault, Group},
+    traffic::{Conversation, End, Fault, Group, Lasting, given_after},
     wait_until,
 };
 
@@ -62,6 +62,47 @@ fn a_restart_is_survived() -> Result<()> {
 #[test]
 fn being_killed_is_survived() -> Result<()> {
     is_survived(|scene| scene.ebb.kill().map(drop))
+}
+
+/// Connections come and go all the time, some end long after they began, and none notices.
+#[test]
+fn upgrades_in_mid_drain_under_load_break_nothing() -> Result<()> {
+    let mut scene = Scene::with_web(Setting::default(), &[])?;
+    let lasting = Lasting::Between(Duration::from_millis(5), Duration::from_secs(4));
+    let load = scene.client.keep(Conversation { lasting, ..Conversation::with(scene.web()) }, 60);
+    let held = scene.hold(30)?;
+    let at_b1 = held.tally().open_at("b1");
+    ensure!(at_b1 > 0, "{:?}", held.tally());
+    scene.ebb.ok(&["drain", "web/b1", "--timeout", "none"])?;
+    let drained_from = Instant::now();
+    let mut waiting = scene.ebb.background(&["wait", "web/b1"])?;
+    for kill in [false, true, false] {
+        // Another file each time, as a package brings it; the program in the kernel is replaced.
+        let next = scene.lab.directory().join(format!("ebb-{}", drained_from.elapsed().as_millis()));
+        fs::copy(scene.ebb.program(), &next)?;
+        let before = load.tally().clean;
+        if kill {
+            scene.ebb.kill()?
+        } else {
+            scene.ebb.terminate()?
+        };
+        scene.ebb.upgrade_to(next);
+        scene.ebb.run()?;
+        assert_eq!(scene.ebb.backend("web/b1")?.state, "draining");
+        wait_until("more connections to have come and gone", SOON, || load.tally().clean >= before + 60)?;
+    }
+    assert_eq!(held.tally().open_at("b1"), at_b1, "{:?}", held.tally());
+    assert!(waiting.is_running(), "whoever waits bears with restarts");
+    let late = load.connections();
+    let strays = given_after(&late, "b1", drained_from);
+    assert!(strays.is_empty(), "new connections reached the draining backend: {strays:?}");
+    let tally = load.finish_and_wait(SOON)?;
+    assert_eq!((tally.broken(), tally.could_not_connect()), (0, 0), "{tally:?}");
+    let tally = held.finish_and_wait(SOON)?;
+    assert_eq!((tally.broken(), tally.clean), (0, 30), "{tally:?}");
+    let output = waiting.wait(SOON)?;
+    assert_eq!(output.code, 0, "{output:?}");
+    Ok(())
 }
 
 #[test]

@@ -110,6 +110,11 @@ impl Ebb {
         answered.and_then(|result| result).with_context(|| format!("the daemon's log:\n{}", self.log()))
     }
 
+    /// From now on another program is run, as after an upgrade.
+    pub fn upgrade_to(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
     /// Asks the daemon to end (SIGTERM) and waits until it has.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.end(libc::SIGTERM)
