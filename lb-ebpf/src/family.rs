@@ -56,9 +56,6 @@ pub trait Family {
     /// Whether routers must not fragment it.
     fn is_never_fragmented(packet: &Packet, offset: usize) -> bool;
 
-    /// Sum of a header and the 8 bytes behind it.
-    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64>;
-
     /// Turns the header round for an answer with `payload` bytes behind it: addresses swapped, a fresh hop limit.
     fn answer_header(packet: &Packet, ip: &Ip, payload: usize) -> Option<()>;
 }
@@ -169,20 +166,6 @@ impl Family for V4 {
     #[inline(always)]
     fn is_never_fragmented(packet: &Packet, offset: usize) -> bool {
         packet.window::<{ Ipv4Hdr::LEN }>(offset).is_some_and(|header| header.get::<u8, 6>() & 0x40 != 0)
-    }
-
-    #[inline(always)]
-    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64> {
-        let quoted = packet.window::<{ Ipv4Hdr::LEN + 8 }>(at)?;
-        Some(
-            quoted.get::<u32, 0>() as u64
-                + quoted.get::<u32, 4>() as u64
-                + quoted.get::<u32, 8>() as u64
-                + quoted.get::<u32, 12>() as u64
-                + quoted.get::<u32, 16>() as u64
-                + quoted.get::<u32, 20>() as u64
-                + quoted.get::<u32, 24>() as u64,
-        )
     }
 
     #[inline(always)]
@@ -338,19 +321,6 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn sum_quoted(packet: &Packet, at: usize) -> Option<u64> {
-        let quoted = packet.window::<{ Ipv6Hdr::LEN + 8 }>(at)?;
-        Some(
-            halves(quoted.get::<u64, 0>())
-                + halves(quoted.get::<u64, 8>())
-                + halves(quoted.get::<u64, 16>())
-                + halves(quoted.get::<u64, 24>())
-                + halves(quoted.get::<u64, 32>())
-                + halves(quoted.get::<u64, 40>()),
-        )
-    }
-
-    #[inline(always)]
     fn answer_header(packet: &Packet, ip: &Ip, payload: usize) -> Option<()> {
         let [l0, l1] = (payload as u16).to_be_bytes();
         let first = u64::from_ne_bytes([0x60, 0, 0, 0, l0, l1, ip.protocol, HOP_LIMIT]);
@@ -362,12 +332,6 @@ impl Family for V6 {
         header.put::<u64, 32>(ip.source.halves[1]);
         Some(())
     }
-}
-
-/// Sum of the two halves of a word.
-#[inline(always)]
-const fn halves(word: u64) -> u64 {
-    (word & 0xffff_ffff) + (word >> 32)
 }
 
 #[inline(always)]

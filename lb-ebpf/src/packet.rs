@@ -156,6 +156,16 @@ impl Packet {
         })
     }
 
+    /// Makes the frame `len` bytes long by its end, and takes the pointers anew.
+    #[inline(always)]
+    pub fn resized(&self, len: usize) -> Option<Self> {
+        let more = signed(len) - signed(self.len());
+        self.adjusted(|ctx| {
+            // SAFETY: see `adjusted`.
+            unsafe { bpf_xdp_adjust_tail(ctx, more) }
+        })
+    }
+
     /// Calls a helper that changes the frame's length on the kernel's own context, the only one it may be called on.
     #[inline(always)]
     fn adjusted(&self, helper: impl FnOnce(*mut xdp_md) -> i64) -> Option<Self> {

@@ -16,8 +16,12 @@ use crate::{
 
 /// Bytes of an ICMP header.
 pub const ICMP_HEADER: usize = 8;
-/// Bytes of the offending packet's payload that are quoted: its ports and TCP sequence number.
+/// Bytes of the offending packet's payload that are quoted: its ports and TCP sequence number. Options and extension
+/// headers before it are quoted too, or a receiver could not tell whose packet it was.
 const QUOTED: usize = 8;
+/// Most that is quoted in all, in words of four bytes: an IPv6 header, all extension headers that are passed over, a
+/// fragment header that may come last, and the payload's beginning.
+const MOST_WORDS: usize = (40 + 256 + 8 + QUOTED) / 4;
 
 /// Answers in place: a new header and ICMP header in front of the packet's first bytes.
 ///
@@ -26,7 +30,7 @@ const QUOTED: usize = 8;
 #[inline(always)]
 pub fn answer<F: Family>(packet: &Packet, offset: usize, mtu: usize) -> Result<Sent, Outcome> {
     let ip = F::parse(packet, offset)?;
-    if ip.payload != offset + F::HEADER || !F::is_never_fragmented(packet, offset) {
+    if !F::is_never_fragmented(packet, offset) {
         return Err(Outcome::DroppedTooBig);
     }
     let link = link_header(packet, offset).ok_or(Outcome::DroppedMalformed)?;
@@ -37,15 +41,15 @@ pub fn answer<F: Family>(packet: &Packet, offset: usize, mtu: usize) -> Result<S
     let [d0, d1, d2, d3, d4, d5, ..] = source_mac.to_le_bytes();
     let [s0, s1, s2, s3, s4, s5, ..] = own_mac.to_le_bytes();
     write_macs(&grown, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
-    build::<F>(&grown, &ip, mtu).ok_or(Outcome::DroppedMalformed)?;
-    let excess = grown.len() - (offset + room + F::HEADER + QUOTED);
-    let cut = grown.cut_back(excess).ok_or(Outcome::DroppedResize)?;
+    let quoted = ip.payload - offset + QUOTED;
+    build::<F>(&grown, &ip, mtu, quoted).ok_or(Outcome::DroppedMalformed)?;
+    let cut = grown.resized(offset + room + quoted).ok_or(Outcome::DroppedResize)?;
     Ok(Sent { ifindex: cut.ingress(), outcome: Outcome::TooBigSent })
 }
 
 #[inline(always)]
-fn build<F: Family>(packet: &Packet, ip: &Ip, mtu: usize) -> Option<()> {
-    let icmp_len = ICMP_HEADER + F::HEADER + QUOTED;
+fn build<F: Family>(packet: &Packet, ip: &Ip, mtu: usize, quoted: usize) -> Option<()> {
+    let icmp_len = ICMP_HEADER + quoted;
     let answer = Ip { protocol: F::ICMP, ..*ip };
     F::answer_header(packet, &answer, icmp_len)?;
     let at = ip.offset + F::HEADER;
@@ -54,12 +58,25 @@ fn build<F: Family>(packet: &Packet, ip: &Ip, mtu: usize) -> Option<()> {
     let value = u32::from_ne_bytes([0, 0, m0, m1]);
     let mut sum = if F::V6 { pseudo_header(&ip.destination, &ip.source, icmp_len, F::ICMP) } else { 0 };
     sum = checksum::add32(checksum::add32(sum, kind), value);
-    sum += F::sum_quoted(packet, at + ICMP_HEADER)?;
+    sum += sum_quoted(packet, at + ICMP_HEADER, quoted)?;
     let header = packet.window::<ICMP_HEADER>(at)?;
     header.put::<u32, 0>(kind);
     header.put::<u16, 2>(!checksum::fold(sum));
     header.put::<u32, 4>(value);
     Some(())
+}
+
+/// Sum of what is quoted: `quoted` bytes, a multiple of four, at `at`.
+#[inline(always)]
+fn sum_quoted(packet: &Packet, at: usize, quoted: usize) -> Option<u64> {
+    let mut sum = 0;
+    for i in 0..MOST_WORDS {
+        if i * 4 >= quoted {
+            return Some(sum);
+        }
+        sum = checksum::add32(sum, packet.window::<4>(at + i * 4)?.get::<u32, 0>());
+    }
+    Some(sum)
 }
 
 /// Sum of a pseudo header (RFC 8200, section 8.1).

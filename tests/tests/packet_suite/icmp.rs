@@ -307,10 +307,19 @@ fn sizes() -> Vec<Fixture> {
             .v4()
             .send(open(), opens_to(B0))
             .send(more().long(1490).with(|frame| frame.dont_fragment = false), drop(Outcome::DroppedTooBig)),
-        resized("too big, with extension headers", "An answer would have to quote them whole: none is given.")
+        tunnel("too big, with extension headers", "All are quoted, or nobody could tell whose packet it was.")
             .v6()
             .send(open(), opens_to(B0))
-            .send(more().long(1490).extensions(&[Extension::HopByHop]), drop(Outcome::DroppedTooBig)),
+            .send(more().long(1490).extensions(&[Extension::HopByHop, Extension::Destination]), too_big_for_tunnel()),
+        tunnel("too big, with options", "They are quoted too.")
+            .v4()
+            .send(open(), opens_to(B0))
+            .send(more().long(1453).with(|frame| frame.ip_options = vec![1; 8]), too_big_for_tunnel()),
+        tunnel("fragment too big for the tunnel", "IPv6 senders fragment to what they are told, so they are told.")
+            .v6()
+            .udp()
+            .send(open(), opens_to(B0))
+            .send(more().long(1448).piece(first()), too_big_for_tunnel()),
         resized("too big, and no room for an answer", "Dropped, and counted as what it is.")
             .send(open(), opens_to(B0))
             .send(more().long(1490).crowded(), drop(Outcome::DroppedResize)),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use ebb_tests::{
-    lab::FAMILIES,
+    lab::{FAMILIES, Family},
     rig::{Cell, MODES, Mode, PROTOCOLS, Protocol},
 };
 use lb_common::outcome::Outcome;
@@ -79,12 +79,15 @@ fn impossible(outcome: Outcome, cell: Cell) -> Option<&'static str> {
         Outcome::Reply => unless(nat, "replies do not come this way"),
         Outcome::Decapsulated => unless(tunnel, "there is no tunnel"),
         Outcome::ResetSent => unless(tcp, "only TCP has resets"),
-        Outcome::TooBigSent | Outcome::DroppedTooBig => unless(!dsr, "dsr neither adds to packets nor routes them"),
+        Outcome::TooBigSent => unless(!dsr, "dsr neither adds to packets nor routes them"),
+        Outcome::DroppedTooBig => {
+            unless(!dsr && cell.family == Family::V4, "nobody but the sender fragments: it is told")
+        }
         Outcome::DroppedResize => unless(!dsr, "frames do not grow"),
         Outcome::DroppedHopLimit => unless(!dsr, "the balancer is no hop"),
         Outcome::DroppedCut => unless(tcp || nat, "datagrams of a cut flow are steered anew"),
         Outcome::DroppedNatConflict => unless(nat, "no port is translated"),
-        Outcome::NeighbourAnswered => Some("nothing sends it"),
+        Outcome::NeighbourAnswered => Some("neighbours ask for no service: tests/neighbours.rs has their questions"),
         Outcome::DroppedNoService => Some("what is for a VIP and for no service passes"),
     }
 }

@@ -122,7 +122,7 @@ pub fn answer(frame: &Frame, transport: Transport) -> Vec<u8> {
 /// The router's answer to a packet that does not fit, in the VIP's name: it quotes the IP header and eight bytes.
 /// Tags stay.
 pub fn too_big(frame: &Frame, bytes: &[u8], mtu: u16) -> Vec<u8> {
-    let at = frame.ip_offset();
+    let (at, end) = (frame.ip_offset(), frame.payload_offset() + 8);
     let link = etherparse::PacketBuilder::ethernet2(frame.destination_mac, frame.source_mac);
     let mut out = Vec::new();
     match (frame.source.ip(), frame.destination.ip()) {
@@ -131,15 +131,12 @@ pub fn too_big(frame: &Frame, bytes: &[u8], mtu: u16) -> Vec<u8> {
             let kind = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
             link.ipv4(vip.octets(), client.octets(), 64)
                 .icmpv4(Icmpv4Type::DestinationUnreachable(kind))
-                .write(&mut out, &bytes[at..at + 28])
+                .write(&mut out, &bytes[at..end])
                 .expect("short");
         }
         (IpAddr::V6(client), IpAddr::V6(vip)) => {
             let kind = etherparse::Icmpv6Type::PacketTooBig { mtu: mtu.into() };
-            link.ipv6(vip.octets(), client.octets(), 64)
-                .icmpv6(kind)
-                .write(&mut out, &bytes[at..at + 48])
-                .expect("short");
+            link.ipv6(vip.octets(), client.octets(), 64).icmpv6(kind).write(&mut out, &bytes[at..end]).expect("short");
         }
         _ => unreachable!("both addresses are of one family"),
     }
