@@ -1,13 +1,15 @@
 //! The recipes of packaging/recipes, each run as whoever it is for runs it, on a backend's host while clients talk to it: the server
-//! is stopped, and no connection breaks.
+//! is stopped, and no connection breaks. They reach the balancer by remote control, with a certificate that may do no more than that.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+#[expect(dead_code, reason = "one kind of certificate is enough here")]
+#[path = "remote/authority.rs"]
+mod authority;
+
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
 use ebb_tests::{
     lab::{Family, Plan, Program},
     scene::{SOON, Scene, Setting, WEB_PORT},
@@ -15,6 +17,10 @@ use ebb_tests::{
     wait_until,
 };
 
+use crate::authority::Authority;
+
+/// Where the balancer listens for its backends.
+const BALANCER: &str = "10.2.0.1:7443";
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/recipes");
 /// Where packages install the programs among them.
 const INSTALLED: &str = "/usr/lib/ebb";
@@ -23,18 +29,17 @@ const INSTALLED: &str = "/usr/lib/ebb";
 struct Stage {
     scene: Scene,
     server: Program,
-    installed: PathBuf,
+    installed: TempDir,
 }
 
 impl Stage {
     /// `run` says what is run on b1's host, given the server's command line.
     fn set(run: impl FnOnce(&Bare, &[&str]) -> Result<Program>) -> Result<Self> {
-        let scene = Scene::set(Setting::default())?;
-        let installed = scene.lab.directory().join("lib");
-        fs::create_dir(&installed)?;
+        let installed = tempfile::tempdir()?;
+        let scene = Scene::set_with(Setting::default(), &["-c", &configuration(installed.path())?])?;
         for program in ["drain-self", "container/entrypoint", "autoscaler/terminate-hook"] {
             let name = Path::new(program).file_name().context("a name")?;
-            fs::copy(Path::new(RECIPES).join(program), installed.join(name))?;
+            fs::copy(Path::new(RECIPES).join(program), installed.path().join(name))?;
         }
         let vip = format!("{}/tcp", scene.web());
         scene.ebb.ok(&["service", "add", "web", "--vip", &vip])?;
@@ -69,7 +74,7 @@ impl Stage {
         mut self,
         begin: impl FnOnce(&mut Self) -> Result<Option<Program>>,
         end: impl FnOnce(&Self) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Self> {
         let (held, at_b1) = self.hold()?;
         let mut recipe = begin(&mut self)?;
         self.scene.ebb.wait_state("web/b1", "draining", SOON)?;
@@ -89,7 +94,7 @@ impl Stage {
         self.server.wait(SOON)?;
         let last = self.scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
         assert_eq!((last.outcome.as_str(), last.cut_flows), ("completed", 0));
-        Ok(())
+        Ok(self)
     }
 
     fn hold(&self) -> Result<(Group, usize)> {
@@ -103,8 +108,8 @@ impl Stage {
     fn recipe(&self, line: &str, timeout: &str, more: &[(&str, String)]) -> Result<Program> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let (program, arguments) = words.split_first().context("a program")?;
-        let program = self.installed.join(Path::new(program).strip_prefix(INSTALLED)?);
-        let environment = [environment(&self.scene, timeout), more.to_vec()].concat();
+        let program = self.installed.path().join(Path::new(program).strip_prefix(INSTALLED)?);
+        let environment = [environment(&self.scene, self.installed.path(), timeout), more.to_vec()].concat();
         let host = &self.scene.lab.backends[1];
         Program::start_as("recipe", &self.scene.lab, host, program, arguments, &environment)
     }
@@ -113,23 +118,41 @@ impl Stage {
 /// A stage before its server runs.
 struct Bare {
     scene: Scene,
-    installed: PathBuf,
+    installed: TempDir,
 }
 
 impl Bare {
     fn run(&self, name: &str, words: &[&str], timeout: &str) -> Result<Program> {
         let (program, arguments) = words.split_first().context("a program")?;
         let lab = &self.scene.lab;
-        Program::start_as(name, lab, &lab.backends[1], program, arguments, &environment(&self.scene, timeout))
+        let environment = environment(&self.scene, self.installed.path(), timeout);
+        Program::start_as(name, lab, &lab.backends[1], program, arguments, &environment)
     }
 }
 
+/// The daemon's file: b1's host may take itself out. Returns its path; the certificates are beside it.
+fn configuration(directory: &Path) -> Result<String> {
+    let authority = Authority::new(directory, "authority")?;
+    authority.server("balancer", &["10.2.0.1"])?;
+    authority.client("host-1")?;
+    let file = directory.join("ebb.toml");
+    let at = directory.display();
+    let remote = format!(
+        "[daemon.remote]\nlisten = \"{BALANCER}\"\ncert = \"{at}/balancer.pem\"\nkey = \"{at}/balancer.key\"\n\
+         client_ca = \"{at}/authority.pem\"\n[[daemon.remote.client]]\nname = \"host-1\"\nright = \"own_address\"\n"
+    );
+    fs::write(&file, remote)?;
+    Ok(file.display().to_string())
+}
+
 /// What the recipes ask for.
-fn environment(scene: &Scene, timeout: &str) -> Vec<(&'static str, String)> {
+fn environment(scene: &Scene, directory: &Path, timeout: &str) -> Vec<(&'static str, String)> {
+    let at = directory.display();
     vec![
         ("EBB", scene.ebb.program().display().to_string()),
         ("EBB_ADDRESS", Plan::backend(Family::V4, 1).to_string()),
-        ("EBB_OPTIONS", format!("--socket {}", scene.ebb.socket().display())),
+        ("EBB_BALANCERS", format!("https://{BALANCER}")),
+        ("EBB_OPTIONS", format!("--cert {at}/host-1.pem --key {at}/host-1.key --ca {at}/authority.pem")),
         ("EBB_TIMEOUT", timeout.to_owned()),
     ]
 }
@@ -150,23 +173,29 @@ fn systemd_stops(stage: &Stage, timeout: &str) -> Result<Program> {
 
 #[test]
 fn systemd_s_exec_stop() -> Result<()> {
-    Stage::plain()?.stop_gently(|stage| systemd_stops(stage, "60s").map(Some), |stage| stage.server.terminate())
+    let stage = Stage::plain()?;
+    let stopped = stage.stop_gently(|stage| systemd_stops(stage, "60s").map(Some), |stage| stage.server.terminate())?;
+    let unit = fs::read_to_string(format!("{RECIPES}/systemd/50-ebb-drain.conf"))?;
+    let mut starting = stopped.recipe(setting(&unit, "ExecStartPost")?.trim_start_matches('-'), "60s", &[])?;
+    ensure!(starting.wait(SOON)?.success(), "{}", starting.log());
+    stopped.scene.ebb.wait_state("web/b1", "active", SOON).map(drop)
 }
 
 #[test]
 fn a_container_s_entrypoint() -> Result<()> {
     let stage = Stage::set(|stage, server| {
-        let entrypoint = stage.installed.join("entrypoint").display().to_string();
+        let entrypoint = stage.installed.path().join("entrypoint").display().to_string();
         // The first process of a namespace, as in a container: only signals that it asked for reach it.
         stage.run("container", &[&["unshare", "--fork", "--pid", "--kill-child", &entrypoint], server].concat(), "60s")
     })?;
-    stage.stop_gently(
+    let stopped = stage.stop_gently(
         |stage| {
             stage.server.terminate_child()?;
             Ok(None)
         },
         |_| Ok(()),
-    )
+    );
+    stopped.map(drop)
 }
 
 #[test]
@@ -181,6 +210,7 @@ fn kubernetes_pre_stop() -> Result<()> {
     // What a kubelet does: preStop, then SIGTERM.
     Stage::plain()?
         .stop_gently(|stage| stage.recipe(&command, timeout, &[]).map(Some), |stage| stage.server.terminate())
+        .map(drop)
 }
 
 #[test]
@@ -195,7 +225,7 @@ fn an_autoscaler_s_terminate_hook() -> Result<()> {
     ];
     let line = format!("{INSTALLED}/terminate-hook {}", Plan::backend(Family::V4, 1));
     let heard = || fs::read_to_string(&told).unwrap_or_default();
-    stage.stop_gently(
+    let stopped = stage.stop_gently(
         |stage| {
             let hook = stage.recipe(&line, "60s", &more)?;
             wait_until("two heartbeats", SOON, || heard().lines().count() >= 2)?;
@@ -206,7 +236,8 @@ fn an_autoscaler_s_terminate_hook() -> Result<()> {
             assert!(heard().ends_with("complete CONTINUE\n"), "{}", heard());
             stage.server.terminate()
         },
-    )
+    );
+    stopped.map(drop)
 }
 
 #[test]
@@ -232,7 +263,7 @@ fn connections_that_do_not_end_hold_up_a_host_no_longer_than_was_said() -> Resul
 #[test]
 fn a_balancer_that_cannot_be_asked_holds_nobody_up() -> Result<()> {
     let stage = Stage::plain()?;
-    let nowhere = [("EBB_OPTIONS", "--socket /nowhere/ebb.sock".to_owned())];
+    let nowhere = [("EBB_BALANCERS", "https://10.2.0.1:7444 https://10.2.0.1:7445".to_owned())];
     let mut alone = stage.recipe(&format!("{INSTALLED}/drain-self"), "60s", &nowhere)?;
     assert_eq!(alone.wait(Duration::from_secs(5))?.code(), Some(1), "{}", alone.log());
     assert!(alone.log().contains("could not be drained"), "{}", alone.log());
