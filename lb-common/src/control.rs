@@ -95,6 +95,17 @@ pub const fn mac_bytes(word: u64) -> [u8; 6] {
     [b[0], b[1], b[2], b[3], b[4], b[5]]
 }
 
+/// A MAC address in the low 48 bits of a word.
+pub const fn mac_word(mac: [u8; 6]) -> u64 {
+    let mut word = [0; 8];
+    let mut at = 0;
+    while at < mac.len() {
+        word[at] = mac[at];
+        at += 1;
+    }
+    u64::from_le_bytes(word)
+}
+
 /// Rows of the peer table; row 0 stands for an unknown peer.
 pub const PEERS: u32 = 65_536;
 
@@ -107,6 +118,7 @@ mod tests {
         let peer = Peer { mac: u64::from_le_bytes([2, 0, 0xff, 3, 4, 0xfe, 0, 0]), ifindex: Peer::MAX_IFINDEX };
         assert_eq!(Peer::unpack(peer.pack()), Some(peer));
         assert_eq!(mac_bytes(peer.mac), [2, 0, 0xff, 3, 4, 0xfe]);
+        assert_eq!(mac_word(mac_bytes(peer.mac)), peer.mac);
         assert_eq!(Peer::unpack(0), None);
         assert_ne!(Peer { mac: 0, ifindex: 0 }.pack(), 0);
     }

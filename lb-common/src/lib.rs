@@ -54,6 +54,9 @@ pub mod map_name {
     /// Where the fragments of a datagram go (LRU hash).
     pub const FRAGMENTS: &str = "FRAGMENTS";
 
-    /// All of the above: what is pinned and outlives a load of the program. Other maps of the object belong to one load.
+    /// MAC addresses of the interfaces by their index (hash).
+    pub const LINKS: &str = "LINKS";
+
+    /// All of the above but [`LINKS`]: what is pinned and outlives a load of the program. Other maps of the object belong to one load.
     pub const ALL: [&str; 10] = [CONTROL, VIPS, SERVICES, BACKENDS, RINGS, FLOWS, PEERS, STATS, OUTCOMES, FRAGMENTS];
 }

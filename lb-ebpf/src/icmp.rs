@@ -16,6 +16,7 @@ use crate::{
     family::Family,
     forward::{self, Sent, nat, write_macs},
     maps::{CONTROL, SERVICES},
+    neighbour,
     packet::Packet,
     parse::{self, Ip, Part, protocol},
     rare::{self, Frame},
@@ -33,6 +34,7 @@ pub fn handle(packet: &Packet, frame: Frame) -> Result<Sent, Outcome> {
     match word >> KIND {
         ERROR_IN => rare::finish(packet, frame, ebb_icmp_in(packet.context(), frame.0, icmp)),
         ERROR_OUT => rare::result(ebb_icmp_out(packet.context(), frame.0, icmp)),
+        QUESTION => rare::result(neighbour::ebb_solicitation(packet.context(), frame.0)),
         _ => rare::result(word),
     }
 }
@@ -41,8 +43,9 @@ pub fn handle(packet: &Packet, frame: Frame) -> Result<Sent, Outcome> {
 const KIND: u32 = 60;
 const ERROR_IN: u64 = 1;
 const ERROR_OUT: u64 = 2;
+const QUESTION: u64 = 3;
 
-/// Answers an echo request, or tells what kind of error it is.
+/// Answers an echo request, or tells what it is that has to be looked at further.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ebb_icmp(ctx: *mut xdp_md, frame: u32) -> u64 {
@@ -52,18 +55,23 @@ pub extern "C" fn ebb_icmp(ctx: *mut xdp_md, frame: u32) -> u64 {
     }
 }
 
-/// `Ok` with the kind and place of an error, else `Err` with what became of the packet.
+/// `Ok` with the kind and place of an error or a neighbour's question, else `Err` with what became of the packet.
 #[inline(always)]
 fn sort<F: Family>(packet: &Packet, offset: usize) -> Result<u64, u64> {
     let not_ours = || rare::word(Err(Outcome::NotForService));
     let ip = F::parse(packet, offset).map_err(|outcome| rare::word(Err(outcome)))?;
     let control = CONTROL.get(0).ok_or_else(not_ours)?;
     let vip = services::find(control, vip_kind::ADDRESS, &ip.destination, 0, 0, 0);
-    if vip.is_none() && control.flags & control_flag::NAT == 0 {
+    // Neighbours ask a group for the address, not the VIP.
+    let may_be_asked = F::V6 && control.flags & control_flag::ANSWERS != 0;
+    if vip.is_none() && !may_be_asked && control.flags & control_flag::NAT == 0 {
         return Err(not_ours());
     }
     let header = packet.window::<ICMP_HEADER>(ip.payload).ok_or_else(not_ours)?;
     let kind = header.get::<u8, 0>();
+    if may_be_asked && kind == neighbour::SOLICITATION {
+        return Ok(QUESTION << KIND);
+    }
     if let Some((flags, _)) = vip
         && kind == F::ECHO.0
         && flags & address_flag::ANSWER_ECHO != 0

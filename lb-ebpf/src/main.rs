@@ -19,6 +19,7 @@ mod icmp;
 mod log;
 mod maps;
 mod nat_port;
+mod neighbour;
 mod open;
 mod packet;
 mod parse;
@@ -80,6 +81,7 @@ fn run(packet: &Packet) -> Result<Sent, Outcome> {
     let ip = match ethertype {
         ether::IPV4 => V4::parse(packet, offset)?,
         ether::IPV6 => V6::parse(packet, offset)?,
+        ether::ARP => return neighbour::arp(packet, control, offset),
         _ => return Err(Outcome::NotForService),
     };
     balance(packet, control, &ip)

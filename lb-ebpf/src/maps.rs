@@ -2,7 +2,7 @@
 //! table, the daemon sets the real ones at load.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, LruHashMap},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap},
     macros::btf_map,
 };
 use lb_common::{
@@ -51,3 +51,7 @@ pub static OUTCOMES: Array<u64, 64, MMAPABLE> = Array::new();
 /// Where a datagram's later fragments go. Losing an entry loses a datagram, never a promise.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentOwner, 8192> = LruHashMap::new();
+/// The MAC address of each interface that the program is on, in memory order in the low 48 bits, by its index. It belongs
+/// to one load of the program, and is filled before the program is attached.
+#[btf_map]
+pub static LINKS: HashMap<u32, u64, 256> = HashMap::new();

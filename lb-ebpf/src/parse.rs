@@ -11,6 +11,8 @@ pub mod ether {
     pub const IPV4: u16 = 0x0800u16.to_be();
     /// IPv6.
     pub const IPV6: u16 = 0x86ddu16.to_be();
+    /// ARP.
+    pub const ARP: u16 = 0x0806u16.to_be();
     /// 802.1Q tag.
     const VLAN: u16 = 0x8100u16.to_be();
     /// 802.1ad tag.

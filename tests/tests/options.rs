@@ -31,7 +31,7 @@ fn servers_by_source(connections: &[Connection]) -> BTreeMap<IpAddr, BTreeSet<St
 
 #[test]
 fn affinity_keeps_a_client_with_its_backend_but_never_with_a_draining_one() -> Result<()> {
-    let scene = Scene::with_web(many_addresses(), &["--affinity", "32"])?;
+    let scene = Scene::with_web(many_addresses(), &["--affinity", "source"])?;
     let held = scene.hold(24 * 5)?;
     let before = servers_by_source(&held.connections());
     assert_eq!(before.len(), 24);

@@ -1,6 +1,7 @@
 //! The packet path with real traffic and no daemon: what is wrong here is not the daemon's fault.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -18,8 +19,8 @@ use ebb_tests::{
 };
 use lb_userspace::{
     datapath::{
-        self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Mode,
-        NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, object::OBJECT,
+        self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo,
+        Mode, NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, object::OBJECT,
     },
     net::links,
 };
@@ -82,7 +83,7 @@ impl Stage {
             protocol: Protocol::Tcp,
         });
         let endpoints: Vec<_> = endpoints.filter(|_| forward == Forward::Nat).collect();
-        Ok(self.datapath.publish_vips(&[(SERVICE, &service)], &endpoints)?)
+        Ok(self.datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &endpoints)?)
     }
 
     fn service(&self, forward: Forward) -> ServiceConfig {
@@ -99,6 +100,8 @@ impl Stage {
             on_drain_timeout: CutPolicy::Reset,
             affinity: None,
             per_datagram: false,
+            echo: Echo::Auto,
+            announce: false,
         }
     }
 

@@ -19,10 +19,10 @@ use crate::{
     control::{
         duration::{Limit, Seconds},
         hold::{HoldAnswer, HoldResult},
-        model::{MaxOut, ServicePatch, WaitFor, WhenUnhealthy},
+        model::{Affinity, MaxOut, ServicePatch, WaitFor, WhenUnhealthy},
         vip::{BackendAddress, Vip},
     },
-    datapath::{CutPolicy, Forward},
+    datapath::{CutPolicy, Echo, Forward},
 };
 
 /// Where the daemon listens unless told otherwise.
@@ -34,6 +34,7 @@ const FORWARDS: [(&str, Forward); 3] = [("dsr", Forward::Dsr), ("nat", Forward::
 const POLICIES: [(&str, CutPolicy); 2] = [("reset", CutPolicy::Reset), ("silent", CutPolicy::Silent)];
 const WHEN_UNHEALTHY: [(&str, WhenUnhealthy); 2] =
     [("fail_open", WhenUnhealthy::FailOpen), ("refuse", WhenUnhealthy::Refuse)];
+const ECHOES: [(&str, Echo); 3] = [("auto", Echo::Auto), ("answer", Echo::Answer), ("pass", Echo::Pass)];
 const MODES: [(&str, Mode); 3] = [("auto", Mode::Auto), ("native", Mode::Native), ("generic", Mode::Generic)];
 const HOLD_RESULTS: [(&str, HoldResult); 2] = [("continue", HoldResult::Continue), ("abandon", HoldResult::Abandon)];
 const HOLD_ANSWERS: [(&str, HoldAnswer); 3] =
@@ -292,12 +293,18 @@ pub struct ServiceSettings {
     /// How many backends may be out of rotation at once: 2, 25% or none [default: none]
     #[arg(long, value_name = "N|P%|none", value_parser = or_none::<MaxOut>)]
     pub max_out: Option<OrNone<MaxOut>>,
-    /// Steer by this many leading bits of the client's address alone, or none [default: none]
-    #[arg(long, value_name = "BITS|none", value_parser = or_none::<u8>)]
-    pub affinity: Option<OrNone<u8>>,
+    /// Steer by the client's address alone, or by its first PREFIX bits [default: none; PREFIX: 32, IPv6 128]
+    #[arg(long, value_name = "source[/PREFIX]|none", value_parser = or_none::<Affinity>)]
+    pub affinity: Option<OrNone<Affinity>>,
     /// UDP: steer each datagram by itself and track no flow [default: false]
     #[arg(long, value_name = "true|false")]
     pub per_datagram: Option<bool>,
+    /// Who answers echo requests (ping) to the VIP: Ebb, the host, or Ebb unless the host has the address [default: auto]
+    #[arg(long, value_name = "auto|answer|pass", value_parser = words(&ECHOES))]
+    pub echo: Option<Echo>,
+    /// Answer ARP requests and neighbour solicitations for the VIP, and announce it [default: false]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub announce: Option<bool>,
     /// How long the flows of a backend that fails its checks are kept; 0 cuts them at once [default: none]
     #[arg(long, value_name = "DUR|none")]
     pub unhealthy_drain: Option<Limit>,
@@ -323,8 +330,10 @@ impl ServiceSettings {
             on_hold_timeout: self.on_hold_timeout,
             slow_start_s: self.slow_start,
             max_out: self.max_out.map(|max| max.0),
-            affinity: self.affinity.map(|bits| bits.0),
+            affinity: self.affinity.map(|affinity| affinity.0),
             per_datagram: self.per_datagram,
+            echo: self.echo,
+            announce: self.announce,
             unhealthy_drain_s: self.unhealthy_drain,
             when_unhealthy: self.when_unhealthy,
             ..ServicePatch::default()

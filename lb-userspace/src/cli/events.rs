@@ -76,7 +76,7 @@ fn line(out: &mut Vec<u8>, event: &Event) -> io::Result<()> {
     let subject = match (&event.service, &event.backend) {
         (Some(service), Some(backend)) => format!("{service}/{backend}"),
         (Some(service), None) => service.clone(),
-        (None, _) => "-".to_owned(),
+        (None, _) => event.interface.clone().unwrap_or_else(|| "-".to_owned()),
     };
     let line = format!("{at}  {:16}  {subject}  {}", kind(event.kind), detail(event));
     writeln!(out, "{}", line.trim_end())
@@ -111,6 +111,9 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::DrainEnded => "drain_ended",
         EventKind::FlowStateLost => "flow_state_lost",
         EventKind::Started => "started",
+        EventKind::InterfaceGone => "interface_gone",
+        EventKind::InterfaceBack => "interface_back",
+        EventKind::InterfaceState => "interface_state",
     }
 }
 

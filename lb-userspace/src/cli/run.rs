@@ -31,7 +31,7 @@ use crate::{
     },
     daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, hooks, store::Store},
     datapath::{self, EbpfDatapath, OpenError},
-    net::NetlinkResolver,
+    net::{self, NetlinkResolver},
 };
 
 /// News about next hops that wait for the engine.
@@ -103,10 +103,14 @@ impl Daemon {
         let (updates, next_hops) = next_hop_queue();
         let resolver = NetlinkResolver::start(updates)
             .map_err(|error| Failure::failed(format!("cannot follow the network over netlink: {error}")))?;
+        let host = net::host::follow()
+            .await
+            .map_err(|error| Failure::failed(format!("cannot see the host's interfaces over netlink: {error}")))?;
         let (engine, handle) = Engine::start(EngineOptions {
             datapath: Box::new(datapath),
             resolver: Box::new(resolver),
             next_hops,
+            host,
             store,
             clock: Arc::new(SystemClock),
         })

@@ -16,8 +16,8 @@ use crate::{
         duration::{self, Limit},
         hold::HoldResult,
         model::{
-            BackendStatus, CutPolicy, DatapathStatus, DrainStatus, FlowState, FlowView, Forward, LastDrain, Outcome,
-            ServiceStatus, State, Status, WhenUnhealthy,
+            BackendStatus, CutPolicy, DatapathStatus, DrainStatus, Echo, FlowState, FlowView, Forward, LastDrain,
+            Outcome, ServiceStatus, State, Status, WhenUnhealthy,
         },
     },
 };
@@ -68,11 +68,13 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("drain hold", drain_hold(settings.drain_hold_s, settings.on_hold_timeout)),
         ("slow start", settings.slow_start_s.to_string()),
         ("max out", settings.max_out.map_or_else(|| "none".to_owned(), |max| max.to_string())),
-        ("affinity", settings.affinity.map_or_else(|| "none".to_owned(), |prefix| format!("/{prefix}"))),
+        ("affinity", settings.affinity.map_or_else(|| "none".to_owned(), |affinity| affinity.to_string())),
         ("health check", settings.health.as_ref().map_or_else(|| "none".to_owned(), health::describe)),
         ("unhealthy drain", settings.unhealthy_drain_s.to_string()),
         ("when unhealthy", when_unhealthy(settings.when_unhealthy).to_owned()),
         ("per datagram", if settings.per_datagram { "yes" } else { "no" }.to_owned()),
+        ("echo", echo(settings.echo).to_owned()),
+        ("announce", if settings.announce { "yes" } else { "no" }.to_owned()),
     ] {
         writeln!(out, "{what:17} {value}")?;
     }
@@ -230,6 +232,14 @@ fn forward(forward: Forward) -> &'static str {
         Forward::Dsr => "dsr",
         Forward::Nat => "nat",
         Forward::Tunnel => "tunnel",
+    }
+}
+
+fn echo(echo: Echo) -> &'static str {
+    match echo {
+        Echo::Auto => "auto",
+        Echo::Answer => "answer",
+        Echo::Pass => "pass",
     }
 }
 

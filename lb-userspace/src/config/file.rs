@@ -16,12 +16,12 @@ use crate::{
         Error,
         duration::{Limit, Seconds},
         hold::HoldResult,
-        model::{BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
+        model::{Affinity, BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
         validate,
         vip::{BackendAddress, Vip, check_name},
     },
     daemon::hooks::HookSpec,
-    datapath::{CutPolicy, Forward},
+    datapath::{CutPolicy, Echo, Forward},
 };
 
 /// A whole file.
@@ -105,10 +105,14 @@ pub struct Service {
     pub slow_start: Option<Seconds>,
     /// How many backends may be out of rotation at once: `2` or `"25%"`.
     pub max_out: Option<MaxOut>,
-    /// How many leading bits of the client's address decide the backend.
-    pub affinity: Option<u8>,
+    /// Steer by the client's address alone: `"source"`, or `"source/24"` for its leading bits.
+    pub affinity: Option<Affinity>,
     /// UDP only: each datagram is steered by itself.
     pub per_datagram: Option<bool>,
+    /// Who answers echo requests (ping) to the VIP's address.
+    pub echo: Option<Echo>,
+    /// Answer ARP requests and neighbour solicitations for the VIP's address, and announce it.
+    pub announce: Option<bool>,
     /// How long the flows of a backend that fails its checks are kept; 0 cuts them at once.
     pub unhealthy_drain: Option<Limit>,
     /// What happens when no backend is healthy.
@@ -162,6 +166,8 @@ impl Service {
                 max_out: self.max_out.map(Some),
                 affinity: self.affinity.map(Some),
                 per_datagram: self.per_datagram,
+                echo: self.echo,
+                announce: self.announce,
                 unhealthy_drain_s: self.unhealthy_drain,
                 when_unhealthy: self.when_unhealthy,
                 health: self.health_check.as_ref().map(|check| check.get_ref().over(None)).transpose()?.map(Some),

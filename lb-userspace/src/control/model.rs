@@ -12,7 +12,7 @@ use super::{
     hold::{Held, HoldResult, HoldStatus},
     vip::{BackendAddress, Vip},
 };
-pub use crate::datapath::{CutPolicy, FlowState, FlowTotals, Forward, Protocol};
+pub use crate::datapath::{CutPolicy, Echo, FlowState, FlowTotals, Forward, Protocol};
 
 /// The deregistration delay where none is given.
 pub const DEFAULT_DRAIN_TIMEOUT: Limit = Limit::seconds(300);
@@ -54,12 +54,19 @@ pub struct ServiceSpec {
     /// In `dsr` and `tunnel`: silence after the client's FIN that counts as the end.
     #[serde(default = "default_fin_quiet")]
     pub fin_quiet_s: Seconds,
-    /// Prefix length of the client's address that decides the backend.
+    /// Steer by the client's address alone.
     #[serde(default)]
-    pub affinity: Option<u8>,
+    pub affinity: Option<Affinity>,
     /// UDP only: each datagram is steered by itself.
     #[serde(default)]
     pub per_datagram: bool,
+    /// Who answers echo requests (ping) to the VIP's address.
+    #[serde(default)]
+    pub echo: Echo,
+    /// The VIP's address is announced on the interfaces' segments: ARP requests and neighbour solicitations for it are
+    /// answered, and unasked-for ones are sent when it appears here.
+    #[serde(default)]
+    pub announce: bool,
     /// How long a new or returning backend takes to its whole share.
     #[serde(default)]
     pub slow_start_s: Seconds,
@@ -107,10 +114,16 @@ pub struct ServicePatch {
     pub fin_quiet_s: Option<Seconds>,
     /// See [`ServiceSpec::affinity`]; `null` takes it away.
     #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    pub affinity: Option<Option<u8>>,
+    pub affinity: Option<Option<Affinity>>,
     /// See [`ServiceSpec::per_datagram`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_datagram: Option<bool>,
+    /// See [`ServiceSpec::echo`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub echo: Option<Echo>,
+    /// See [`ServiceSpec::announce`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announce: Option<bool>,
     /// See [`ServiceSpec::slow_start_s`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_start_s: Option<Seconds>,
@@ -126,6 +139,14 @@ pub struct ServicePatch {
     /// See [`ServiceSpec::health`]; `null` takes it away.
     #[serde(rename = "health_check", deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub health: Option<Option<HealthSpec>>,
+}
+
+/// Steering by the client's address alone: `"source"`, or `"source/24"` for its leading bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "NumberOrText", into = "String")]
+pub struct Affinity {
+    /// How many leading bits decide; `None` for all of them, 32 of IPv4 and 128 of IPv6.
+    pub prefix: Option<u8>,
 }
 
 /// How many backends of a service may be out of rotation at once: `3` or `"25%"`.
@@ -444,7 +465,7 @@ pub struct DatapathStatus {
 pub struct InterfaceStatus {
     /// Its name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `missing` while there is no such interface.
     pub mode: String,
 }
 
@@ -560,6 +581,9 @@ pub struct Event {
     /// The backend's state after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
+    /// To which interface, for `interface_…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
     /// Why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -603,6 +627,12 @@ pub enum EventKind {
     FlowStateLost,
     /// The daemon has started and taken over what was there.
     Started,
+    /// An interface that was balanced on is gone.
+    InterfaceGone,
+    /// An interface came back and is balanced on again.
+    InterfaceBack,
+    /// An interface went up or down.
+    InterfaceState,
 }
 
 /// `3` or `"25%"` on the wire.
@@ -655,6 +685,48 @@ impl std::str::FromStr for MaxOut {
                 "'{text}' is no number of backends: write a count such as 2, or a share such as 25%"
             ))
         })
+    }
+}
+
+impl std::str::FromStr for Affinity {
+    type Err = super::Error;
+
+    fn from_str(text: &str) -> Result<Self, super::Error> {
+        let prefix = match text.strip_prefix("source") {
+            Some("") => Some(None),
+            Some(rest) => rest.strip_prefix('/').and_then(|bits| bits.parse().ok()).map(Some),
+            // What was written before there was a word for it.
+            None => text.parse().ok().map(Some),
+        };
+        prefix.map(|prefix| Self { prefix }).ok_or_else(|| {
+            super::Error::Invalid(format!("'{text}' is no affinity: write source, or source/24 for a prefix"))
+        })
+    }
+}
+
+impl TryFrom<NumberOrText> for Affinity {
+    type Error = super::Error;
+
+    fn try_from(value: NumberOrText) -> Result<Self, super::Error> {
+        match value {
+            NumberOrText::Number(bits) => bits.to_string().parse(),
+            NumberOrText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl std::fmt::Display for Affinity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.prefix {
+            Some(prefix) => write!(f, "source/{prefix}"),
+            None => f.write_str("source"),
+        }
+    }
+}
+
+impl From<Affinity> for String {
+    fn from(affinity: Affinity) -> Self {
+        affinity.to_string()
     }
 }
 

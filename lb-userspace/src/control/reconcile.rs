@@ -144,6 +144,8 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
         fin_quiet_s: Some(wanted.fin_quiet_s),
         affinity: Some(wanted.affinity),
         per_datagram: Some(wanted.per_datagram),
+        echo: Some(wanted.echo),
+        announce: Some(wanted.announce),
         slow_start_s: Some(wanted.slow_start_s),
         max_out: Some(wanted.max_out),
         when_unhealthy: Some(wanted.when_unhealthy),

@@ -13,8 +13,9 @@ pub fn service(spec: &ServiceSpec) -> Result<(), Error> {
     check_name("service", &spec.name)?;
     let invalid = |why: String| Err(Error::Invalid(format!("service {}: {why}", spec.name)));
     let longest = if spec.vip.address.is_ipv4() { 32 } else { 128 };
-    if spec.affinity.is_some_and(|prefix| prefix == 0 || prefix > longest) {
-        return invalid(format!("affinity is the length of a client prefix, 1 to {longest}; leave it out for none"));
+    let prefix = spec.affinity.and_then(|affinity| affinity.prefix);
+    if prefix.is_some_and(|prefix| prefix == 0 || prefix > longest) {
+        return invalid(format!("affinity is by source or source/PREFIX, with a prefix of 1 to {longest} bits"));
     }
     if spec.per_datagram && spec.vip.protocol != Protocol::Udp {
         return invalid("per_datagram is for UDP: a TCP connection cannot change its backend".to_owned());
@@ -131,6 +132,8 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         fin_quiet_s,
         affinity,
         per_datagram,
+        echo,
+        announce,
         slow_start_s,
         max_out,
         when_unhealthy,
@@ -151,6 +154,8 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         fin_quiet_s: fin_quiet_s.unwrap_or(spec.fin_quiet_s),
         affinity: affinity.unwrap_or(spec.affinity),
         per_datagram: per_datagram.unwrap_or(spec.per_datagram),
+        echo: echo.unwrap_or(spec.echo),
+        announce: announce.unwrap_or(spec.announce),
         slow_start_s: slow_start_s.unwrap_or(spec.slow_start_s),
         max_out: max_out.unwrap_or(spec.max_out),
         when_unhealthy: when_unhealthy.unwrap_or(spec.when_unhealthy),

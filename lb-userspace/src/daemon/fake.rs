@@ -8,7 +8,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{Engine, EngineOptions, Handle, NextHopUpdate, Resolver, clock::Clock, store::Store};
 use crate::{
@@ -16,8 +19,9 @@ use crate::{
     datapath::{
         Adopted, AdoptedBackend, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters,
         CutPolicy, CutReport, Datapath, DatapathError, EndedFlow, FlowFilter, FlowRecord, FlowState, FlowTotals,
-        InterfaceInfo, Limits, NatEndpoint, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
+        InterfaceChange, InterfaceInfo, Limits, NatEndpoint, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
     },
+    net::{host::Host, links::Link},
 };
 
 /// One flow of the fake table.
@@ -39,6 +43,12 @@ pub(crate) struct Kernel {
     pub(crate) rings: HashMap<ServiceSlot, Vec<RingSlot>>,
     pub(crate) vips: Vec<ServiceSlot>,
     pub(crate) nat: Vec<NatEndpoint>,
+    /// Published as the host's own too.
+    pub(crate) own: BTreeSet<IpAddr>,
+    /// What neighbours were told.
+    pub(crate) announced: Vec<Vec<IpAddr>>,
+    /// What the next look at the interfaces finds.
+    pub(crate) interface_changes: Vec<InterfaceChange>,
     pub(crate) flows: Vec<FakeFlow>,
     pub(crate) counters: BTreeMap<BackendSlot, BackendCounters>,
     pub(crate) untracked: u64,
@@ -163,12 +173,14 @@ impl Datapath for FakeDatapath {
     fn publish_vips(
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
+        own: &BTreeSet<IpAddr>,
         nat_backends: &[NatEndpoint],
     ) -> Result<(), DatapathError> {
         let mut kernel = self.kernel();
         kernel.call("publish_vips", services.len())?;
         kernel.vips = services.iter().map(|(slot, _)| *slot).collect();
         kernel.nat = nat_backends.to_vec();
+        kernel.own = own.clone();
         Ok(())
     }
 
@@ -341,6 +353,14 @@ impl Datapath for FakeDatapath {
         })
     }
 
+    fn follow_links(&mut self, _links: &[Link]) -> Vec<InterfaceChange> {
+        std::mem::take(&mut self.kernel().interface_changes)
+    }
+
+    fn announce(&mut self, addresses: &[IpAddr]) {
+        self.kernel().announced.push(addresses.to_vec());
+    }
+
     fn interfaces(&self) -> Vec<InterfaceInfo> {
         vec![InterfaceInfo { name: "eth0".to_owned(), ifindex: 2, mode: "native".to_owned() }]
     }
@@ -428,6 +448,7 @@ pub(crate) struct Rig {
     pub(crate) clock: Arc<FakeClock>,
     pub(crate) directory: Arc<tempfile::TempDir>,
     pub(crate) next_hops: mpsc::Sender<NextHopUpdate>,
+    pub(crate) host: watch::Sender<Arc<Host>>,
     task: tokio::task::JoinHandle<()>,
     stop: tokio::sync::oneshot::Sender<()>,
 }
@@ -446,10 +467,12 @@ impl Rig {
         silent: BTreeSet<IpAddr>,
     ) -> Self {
         let (updates, next_hops) = mpsc::channel(1_024);
+        let (host, watched) = watch::channel(Arc::default());
         let options = EngineOptions {
             datapath: Box::new(datapath.clone()),
             resolver: Box::new(FakeResolver { updates: updates.clone(), silent }),
             next_hops,
+            host: watched,
             store: Store::open(directory.path()).expect("a store"),
             clock: clock.clone(),
         };
@@ -459,7 +482,7 @@ impl Rig {
             // A dropped sender stops the engine as well.
             let _ = stopped.await;
         }));
-        Self { handle, datapath, clock, directory, next_hops: updates, task, stop }
+        Self { handle, datapath, clock, directory, next_hops: updates, host, task, stop }
     }
 
     /// As `kill -9` does: what is not on disk is lost. The datapath goes on.

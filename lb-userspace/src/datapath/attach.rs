@@ -52,9 +52,22 @@ impl Mode {
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) info: InterfaceInfo,
-    /// The pin keeps the link too; without this, `ebb unload` beside a running daemon would have to be guessed from
-    /// missing pins.
-    _link: OwnedFd,
+    /// `None` while the interface is gone.
+    pub(crate) link: Option<OwnedFd>,
+    /// Whether the interface was up when it was looked at last, and its MAC address.
+    pub(crate) seen: (bool, Option<[u8; 6]>),
+    /// The interface's index before it went.
+    pub(crate) was: u32,
+    /// Why it could not be attached to when it came back.
+    pub(crate) refused: Option<String>,
+}
+
+impl Attachment {
+    /// The program on `link`.
+    pub(crate) fn new(link: &Link, mode: XdpMode, fd: OwnedFd) -> Self {
+        let info = InterfaceInfo { name: link.name.clone(), ifindex: link.index, mode: mode.name().to_owned() };
+        Self { info, link: Some(fd), seen: (link.up, link.mac), was: link.index, refused: None }
+    }
 }
 
 /// Interfaces to attach to, and what an earlier daemon left.
@@ -109,6 +122,11 @@ pub(crate) fn find<'a>(known: &'a [Link], name: &str) -> Result<&'a Link, OpenEr
 }
 
 impl Plan {
+    /// The interfaces.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Link> {
+        self.targets.iter().map(|(link, _)| link)
+    }
+
     /// Attaches where nothing is yet, then replaces the program where an earlier one is: from the first such step on,
     /// nothing that can be foreseen fails.
     pub(crate) fn carry_out(
@@ -141,8 +159,7 @@ impl Plan {
                     None => continue,
                 },
             };
-            let info = InterfaceInfo { name: link.name, ifindex: link.index, mode: xdp.name().to_owned() };
-            attached.push(Attachment { info, _link: fd });
+            attached.push(Attachment::new(&link, xdp, fd));
         }
         for link in self.unwanted {
             tracing::info!("detaching from interface {}, which is no longer named", link.ifindex);
@@ -168,7 +185,7 @@ pub(crate) fn attach(program: BorrowedFd<'_>, link: &Link, mode: Mode) -> Result
             tracing::warn!(
                 "{} takes no XDP program in its driver ({error}){}: using the slower generic mode",
                 link.name,
-                hint(link)
+                hint(link, &error)
             );
             let fd = attach_as(program, link, XdpMode::Generic)
                 .map_err(|source| attach_error(link, XdpMode::Generic, source))?;
@@ -191,16 +208,32 @@ fn attach_error(link: &Link, mode: XdpMode, source: io::Error) -> OpenError {
         Some(libc::EPERM) => OpenError::Privilege,
         // Somebody was faster than our look at the interface.
         Some(libc::EBUSY) => OpenError::Occupied { interface: link.name.clone(), program: 0 },
-        _ => OpenError::Attach { interface: link.name.clone(), mode: mode.name(), source, hint: hint(link) },
+        _ => {
+            let hint = hint(link, &source);
+            OpenError::Attach { interface: link.name.clone(), mode: mode.name(), source, hint }
+        }
     }
 }
 
-fn hint(link: &Link) -> &'static str {
+/// Packets of a larger MTU do not fit a page with the room that XDP needs: drivers then want programs that take a packet in
+/// several buffers. (4,096 bytes less 256 of headroom, less what the kernel keeps behind a frame; for a veth
+/// `veth_xdp_set` in drivers/net/veth.c.)
+pub(crate) const ONE_PAGE_MTU: u32 = 3498;
+
+fn hint(link: &Link, error: &io::Error) -> String {
+    // What a veth says if its other end's MTU is too large, which may not be to be seen from here.
+    let too_large = error.raw_os_error() == Some(libc::ERANGE);
+    if too_large || link.mtu > ONE_PAGE_MTU {
+        let whose = if link.is_veth { "its MTU, or its other end's," } else { "its MTU" };
+        return format!(
+            "; {whose} needs packets in several buffers, which Ebb does not take in native mode: lower it to at most \
+             {ONE_PAGE_MTU} bytes, or use --mode generic"
+        );
+    }
     if link.is_veth {
-        "; a veth wants an MTU of at most some 3,500 bytes at its other end, and no fewer receive queues than that has \
-         transmit queues"
+        "; a veth wants no fewer receive queues than its other end has transmit queues, or --mode generic".to_owned()
     } else {
-        "; --mode generic works with every driver"
+        "; --mode generic works with every driver".to_owned()
     }
 }
 

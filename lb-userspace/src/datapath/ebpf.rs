@@ -8,14 +8,16 @@ use std::{
 };
 
 use aya::Ebpf;
-use lb_common::{backend::Backend, flow_table, ring::Published};
+use lb_common::{backend::Backend, flow_table, map_name, ring::Published};
 
 use super::{
     Adopted, AdoptedBackend, BackendSlot, BackendState, InterfaceInfo, Limits,
+    announce::Announcer,
     attach::{self, Attachment, Mode},
     clock,
     error::{OpenError, While as _},
     flows::Tally,
+    interfaces::{self, LinkMacs},
     log::ProgramLog,
     maps::{Maps, Sizes},
     pins::{self, Pins},
@@ -89,6 +91,11 @@ pub struct EbpfDatapath {
     pub(super) maps: Maps,
     pub(super) rings: Rings,
     pub(super) attachments: Vec<Attachment>,
+    /// The program, for interfaces that come back.
+    pub(super) program: OwnedFd,
+    pub(super) mode: Mode,
+    pub(super) link_macs: LinkMacs,
+    pub(super) announcer: Announcer,
     pub(super) adopted: Adopted,
     pub(super) grace: Grace,
     pub(super) resets: Resets,
@@ -128,9 +135,15 @@ impl EbpfDatapath {
                 control.jiffy_ns = found.jiffy_ns;
             });
         }
+        let mut link_macs = take_link_macs(&mut ebpf)?;
+        plan.targets().for_each(|link| interfaces::put_mac(&mut link_macs, link));
         let mut datapath = Self {
             rings: Rings::default(),
             attachments: Vec::new(),
+            program: program.try_clone().opening(|| "cannot duplicate a descriptor".into())?,
+            mode: options.mode,
+            link_macs,
+            announcer: Announcer::default(),
             adopted: Adopted::default(),
             grace,
             resets: Resets::default(),
@@ -216,6 +229,12 @@ fn adopted_backend(slot: u32, row: &Backend, state: BackendState) -> AdoptedBack
         state,
         deadline_ns: has_deadline.then_some(row.deadline_ns),
     }
+}
+
+fn take_link_macs(ebpf: &mut Ebpf) -> Result<LinkMacs, OpenError> {
+    let missing = || OpenError::Program(format!("the object has no map {}", map_name::LINKS));
+    let map = ebpf.take_map(map_name::LINKS).ok_or_else(missing)?;
+    map.try_into().map_err(|error: aya::maps::MapError| OpenError::Program(error.to_string()))
 }
 
 fn take_log(ebpf: &mut Ebpf) -> Option<ProgramLog> {

@@ -97,7 +97,7 @@ pub enum OpenError {
         /// What the kernel said.
         source: io::Error,
         /// What to do.
-        hint: &'static str,
+        hint: String,
     },
     /// The verifier or the loader.
     #[error("the kernel did not take the XDP program or its maps: {0}")]

@@ -6,6 +6,7 @@
 //! **Invariant:** a packet belongs to a flow, a flow to a {backend slot, generation}. A slot is reused only under a higher
 //! generation, so no packet of an old flow can reach the slot's new holder.
 
+mod announce;
 mod attach;
 pub mod clock;
 mod decap;
@@ -13,6 +14,7 @@ mod ebpf;
 mod error;
 mod flows;
 pub(crate) mod frame;
+mod interfaces;
 mod log;
 mod maps;
 mod mmap;
@@ -28,6 +30,7 @@ mod unload;
 mod vips;
 
 pub use attach::Mode;
+pub(crate) use attach::ONE_PAGE_MTU;
 pub use decap::Decap;
 pub use ebpf::{EbpfDatapath, Options};
 pub use error::OpenError;
@@ -36,12 +39,15 @@ pub use pins::default_pin_path;
 pub use unload::{Unloaded, unload, unload_any_layout};
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::net::links::Link;
 
 /// A service's row in the packet path's arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +93,19 @@ pub enum CutPolicy {
     Silent,
 }
 
+/// Who answers echo requests (ping) to a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Echo {
+    /// The host, if the address is one of its own; Ebb otherwise.
+    #[default]
+    Auto,
+    /// Ebb.
+    Answer,
+    /// Not Ebb: they are passed to the host.
+    Pass,
+}
+
 /// A service as the packet path needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceConfig {
@@ -106,6 +125,10 @@ pub struct ServiceConfig {
     pub affinity: Option<u8>,
     /// UDP only: each datagram is steered by itself and no flow is kept.
     pub per_datagram: bool,
+    /// Who answers echo requests to the VIP's address.
+    pub echo: Echo,
+    /// ARP requests and neighbour solicitations for the VIP's address are answered.
+    pub announce: bool,
 }
 
 /// What the packet path may do with a backend.
@@ -338,8 +361,32 @@ pub struct InterfaceInfo {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `missing` while there is no such interface.
     pub mode: String,
+}
+
+/// What happened to an interface that the program is, or is to be, attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceChange {
+    /// Its name.
+    pub interface: String,
+    /// What happened.
+    pub news: InterfaceNews,
+}
+
+/// See [`InterfaceChange`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InterfaceNews {
+    /// It is gone, and the program with it.
+    Gone,
+    /// It is there again, and the program is attached in this mode.
+    Attached(String),
+    /// It is there again and does not take the program, for this reason. To be tried again.
+    Refused(String),
+    /// It went up, or has another MAC address: neighbours may have to be told.
+    Up,
+    /// It went down.
+    Down,
 }
 
 /// A backend row found in pinned maps.
@@ -417,10 +464,11 @@ pub trait Datapath: Send {
     fn clear_service(&mut self, slot: ServiceSlot) -> Result<(), DatapathError>;
 
     /// Publishes the whole set of VIPs, and of backends whose replies are recognised, by one atomic step; returns after a
-    /// grace period.
+    /// grace period. `own` are the addresses that this host uses itself.
     fn publish_vips(
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
+        own: &BTreeSet<IpAddr>,
         nat_backends: &[NatEndpoint],
     ) -> Result<(), DatapathError>;
 
@@ -487,6 +535,12 @@ pub trait Datapath: Send {
 
     /// Reads all counters.
     fn counters(&mut self) -> Result<Counters, DatapathError>;
+
+    /// Takes in what interfaces there are: attaches the program where one has come back, and tells what changed.
+    fn follow_links(&mut self, links: &[Link]) -> Vec<InterfaceChange>;
+
+    /// Tells all neighbours, on each interface with the program, that these addresses are here.
+    fn announce(&mut self, addresses: &[IpAddr]);
 
     /// Where the program is attached.
     fn interfaces(&self) -> Vec<InterfaceInfo>;

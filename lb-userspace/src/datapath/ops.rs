@@ -1,6 +1,6 @@
 //! What the engine asks of the packet path, done on its maps.
 
-use std::{os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use bytemuck::Zeroable as _;
 use lb_common::{
@@ -14,13 +14,14 @@ use lb_common::{
 
 use super::{
     Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters, CutPolicy, CutReport,
-    Datapath, DatapathError, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceInfo, Limits,
-    NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
+    Datapath, DatapathError, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceChange, InterfaceInfo,
+    Limits, NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
     ebpf::EbpfDatapath,
     error::While as _,
     flows::{CutList, Facts, Scan, Tally},
     ring_store, rows, vips,
 };
+use crate::net::links::Link;
 
 impl Datapath for EbpfDatapath {
     fn limits(&self) -> Limits {
@@ -47,10 +48,11 @@ impl Datapath for EbpfDatapath {
     fn publish_vips(
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
+        own: &BTreeSet<IpAddr>,
         nat_backends: &[NatEndpoint],
     ) -> Result<(), DatapathError> {
         let half_rows = self.maps.vips.rows() / 2;
-        let table = vips::build(&vips::keys(services, nat_backends), half_rows)
+        let table = vips::build(&vips::keys(services, own, nat_backends), half_rows)
             .map_err(|vips::Full| DatapathError::Full { what: "VIP or NAT endpoint", capacity: half_rows.into() })?;
         let missing = || DatapathError::Unsupported("the control map has no row".into());
         let published = self.maps.published_vips().ok_or_else(missing)?;
@@ -59,17 +61,19 @@ impl Datapath for EbpfDatapath {
             self.maps.vips.write(index, entry);
         }
         let nat = services.iter().any(|(_, service)| service.forward == Forward::Nat);
+        let announced: BTreeSet<IpAddr> =
+            services.iter().filter(|(_, service)| service.announce).map(|(_, service)| service.vip.ip()).collect();
+        let flags =
+            if nat { control_flag::NAT } else { 0 } | if announced.is_empty() { 0 } else { control_flag::ANSWERS };
         self.maps.set_control(|control| {
             control.vip_seeds[usize::from(base != 0)] = table.seed;
-            if nat {
-                control.flags |= control_flag::NAT;
-            }
+            control.flags |= flags;
         });
         let word = u64::from(base) << 32 | (table.entries.len() as u64 - 1);
         published.store(word, Ordering::Release);
-        if !nat {
-            self.maps.set_control(|control| control.flags &= !control_flag::NAT);
-        }
+        self.maps.set_control(|control| control.flags = flags);
+        let places = self.places();
+        self.announcer.set(announced, &places);
         // The half that was in force is written next time: no packet may be reading it then.
         self.grace()
     }
@@ -221,6 +225,15 @@ impl Datapath for EbpfDatapath {
             .collect();
         let outcomes = (0..).zip(Outcome::ALL).map(|(n, outcome)| (outcome.name(), self.maps.outcome(n))).collect();
         Ok(Counters { backends, outcomes })
+    }
+
+    fn follow_links(&mut self, links: &[Link]) -> Vec<InterfaceChange> {
+        self.follow(links)
+    }
+
+    fn announce(&mut self, addresses: &[IpAddr]) {
+        let places = self.places();
+        self.announcer.send(addresses, &places);
     }
 
     fn interfaces(&self) -> Vec<InterfaceInfo> {

@@ -153,6 +153,8 @@ mod tests {
             on_drain_timeout: CutPolicy::Silent,
             affinity: Some(24),
             per_datagram: false,
+            echo: crate::datapath::Echo::Auto,
+            announce: false,
         }
     }
 

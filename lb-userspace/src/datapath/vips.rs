@@ -4,7 +4,10 @@
 //! longest distance from home is then about that of the average, and a fourth of the table full is enough for thousands
 //! of keys within [`VIP_PROBES`]. Where it is not, another seed is tried, then a larger table.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     addr::Addr,
@@ -12,7 +15,7 @@ use lb_common::{
     service::{TCP, UDP, VIP_PROBES, VipEntry, address_flag, vip_kind},
 };
 
-use super::{NatEndpoint, Protocol, ServiceConfig, ServiceSlot};
+use super::{Echo, NatEndpoint, Protocol, ServiceConfig, ServiceSlot};
 
 /// The smallest table.
 pub(crate) const MIN_SIZE: u32 = 16;
@@ -40,25 +43,39 @@ pub(crate) fn half_size(services: u32, backends: u32) -> u32 {
     (2 * services).saturating_add(backends).saturating_mul(2).clamp(MIN_SIZE, 1 << 28).next_power_of_two()
 }
 
-/// The keys of these services and endpoints.
-pub(crate) fn keys(services: &[(ServiceSlot, &ServiceConfig)], nat_backends: &[NatEndpoint]) -> Vec<VipEntry> {
+/// The keys of these services and endpoints; `own` are the addresses that the host uses itself.
+pub(crate) fn keys(
+    services: &[(ServiceSlot, &ServiceConfig)],
+    own: &BTreeSet<IpAddr>,
+    nat_backends: &[NatEndpoint],
+) -> Vec<VipEntry> {
     let mut keys = Vec::with_capacity(services.len() * 2 + nat_backends.len());
-    let mut addresses: Vec<IpAddr> = Vec::with_capacity(services.len());
+    let mut addresses: BTreeMap<IpAddr, Vec<&ServiceConfig>> = BTreeMap::new();
     for (slot, service) in services {
-        addresses.push(service.vip.ip());
+        addresses.entry(service.vip.ip()).or_default().push(service);
         let target = u32::from(slot.0);
         keys.push(entry(vip_kind::SERVICE, service.vip.ip(), service.vip.port(), number(service.protocol), target));
     }
-    addresses.sort_unstable();
-    addresses.dedup();
-    // What no service claims on a VIP passes to the host: it is not for a service.
-    keys.extend(addresses.into_iter().map(|a| entry(vip_kind::ADDRESS, a, 0, 0, address_flag::SHARED_WITH_HOST)));
+    keys.extend(addresses.into_iter().map(|(address, services)| {
+        entry(vip_kind::ADDRESS, address, 0, 0, address_flags(&services, own.contains(&address)))
+    }));
     keys.extend(
         nat_backends
             .iter()
             .map(|b| entry(vip_kind::NAT_SOURCE, b.address, b.port, number(b.protocol), u32::from(b.service.0))),
     );
     keys
+}
+
+/// What is done for an address with these services. Where they differ, an answer is given if one of them wants it.
+fn address_flags(services: &[&ServiceConfig], shared: bool) -> u32 {
+    let any = |echo| services.iter().any(|service| service.echo == echo);
+    let echo = any(Echo::Answer) || (!shared && !any(Echo::Pass));
+    let announce = services.iter().any(|service| service.announce);
+    [(shared, address_flag::SHARED_WITH_HOST), (echo, address_flag::ANSWER_ECHO), (announce, address_flag::ANNOUNCE)]
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// The protocol's number in an IP header.
@@ -200,16 +217,15 @@ mod tests {
             protocol: Protocol::Tcp,
         };
         let nat: Vec<NatEndpoint> = (1..=5).map(shared).collect();
-        let table = build(&keys(&[], &nat), 1 << 10).expect("fits");
-        let found = find(&table, vip_kind::NAT_SOURCE, &keys(&[], &nat)[0]);
+        let table = build(&keys(&[], &BTreeSet::new(), &nat), 1 << 10).expect("fits");
+        let found = find(&table, vip_kind::NAT_SOURCE, &keys(&[], &BTreeSet::new(), &nat)[0]);
         assert_eq!(found.into_iter().collect::<HashSet<_>>(), (1..=5).collect());
         let too_many: Vec<NatEndpoint> = (0..=VIP_PROBES as u16).map(shared).collect();
-        assert_eq!(build(&keys(&[], &too_many), 1 << 10), Err(Full));
+        assert_eq!(build(&keys(&[], &BTreeSet::new(), &too_many), 1 << 10), Err(Full));
     }
 
-    #[test]
-    fn an_address_shared_by_services_stands_once() {
-        let service = |port| ServiceConfig {
+    fn service(port: u16) -> ServiceConfig {
+        ServiceConfig {
             vip: format!("[2001:db8::1]:{port}").parse().unwrap(),
             protocol: Protocol::Tcp,
             forward: Forward::Dsr,
@@ -218,9 +234,29 @@ mod tests {
             on_drain_timeout: CutPolicy::Reset,
             affinity: None,
             per_datagram: false,
-        };
+            echo: Echo::Auto,
+            announce: false,
+        }
+    }
+
+    #[test]
+    fn what_is_done_for_an_address_follows_from_its_services_and_the_host() {
+        use address_flag::{ANNOUNCE, ANSWER_ECHO, SHARED_WITH_HOST};
+        let with = |echo, announce| ServiceConfig { echo, announce, ..service(80) };
+        let (auto, answer) = (with(Echo::Auto, false), with(Echo::Answer, false));
+        let (pass, announced) = (with(Echo::Pass, false), with(Echo::Auto, true));
+        assert_eq!(address_flags(&[&auto], false), ANSWER_ECHO, "nobody else would answer");
+        assert_eq!(address_flags(&[&auto], true), SHARED_WITH_HOST, "the host answers");
+        assert_eq!(address_flags(&[&answer], true), SHARED_WITH_HOST | ANSWER_ECHO);
+        assert_eq!(address_flags(&[&pass], false), 0);
+        assert_eq!(address_flags(&[&pass, &auto], false), 0);
+        assert_eq!(address_flags(&[&pass, &answer, &announced], false), ANSWER_ECHO | ANNOUNCE);
+    }
+
+    #[test]
+    fn an_address_shared_by_services_stands_once() {
         let (a, b) = (service(80), service(443));
-        let keys = keys(&[(ServiceSlot(0), &a), (ServiceSlot(1), &b)], &[]);
+        let keys = keys(&[(ServiceSlot(0), &a), (ServiceSlot(1), &b)], &BTreeSet::new(), &[]);
         assert_eq!(keys.iter().filter(|k| k.kind == vip_kind::ADDRESS).count(), 1);
         assert_eq!(keys.len(), 3);
         assert_eq!(keys[0].port.to_ne_bytes(), [0, 80]);

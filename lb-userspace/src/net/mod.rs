@@ -1,5 +1,6 @@
 //! The network as the kernel tells it over netlink. Never by `/sys/class/net`, which may show another namespace.
 
+pub mod host;
 pub mod links;
 mod resolver;
 mod table;

@@ -5,6 +5,7 @@
 mod ebb;
 mod flow_table;
 mod netns;
+mod ping;
 mod plan;
 mod program;
 mod run;
@@ -25,6 +26,7 @@ pub(crate) use self::sys::enter_new_netns;
 pub use self::{
     ebb::{Background, Ebb, Output},
     netns::Namespace,
+    ping::ping,
     plan::{Arms, FAMILIES, Family, Plan, Replies},
     program::{Program, run as run_program},
     status::{Backend, Datapath, Drain, Flows, Held, Hold, Interface, LastDrain, Service, Status},
@@ -48,7 +50,7 @@ pub struct Lab {
     pub switch: Namespace,
     /// Where servers run.
     pub backends: Vec<Namespace>,
-    _programs: Vec<Attached>,
+    programs: Vec<Attached>,
     names: Cleaned,
 }
 
@@ -74,7 +76,7 @@ impl Lab {
         }
         let programs: Result<Vec<_>> = switch.run(|| plan.far_ends().iter().map(|device| far_end(device)).collect())?;
         Ok(Self {
-            _programs: programs.context("attach to the switch")?,
+            programs: programs.context("attach to the switch")?,
             plan,
             client,
             balancer,
@@ -82,6 +84,27 @@ impl Lab {
             backends,
             names,
         })
+    }
+
+    /// Takes the balancer's only interface away.
+    pub fn unplug(&mut self) -> Result<()> {
+        ensure!(self.plan.arms == Arms::One, "only one arm can be unplugged");
+        self.programs.clear();
+        ip(Some(&self.balancer), "link del eth0")
+    }
+
+    /// Takes the programs off the switch's ends of the balancer's cables: generic mode does without, and they limit the MTU.
+    pub fn bare_far_ends(&mut self) {
+        self.programs.clear();
+    }
+
+    /// Makes the interface that was taken away anew, under its old name and with its old addresses.
+    pub fn plug_in(&mut self) -> Result<()> {
+        let namespace = |host: &str| self.names.0.namespace(host);
+        ip(None, &self.plan.replug(namespace)).context("make the interface again")?;
+        ip(Some(&self.switch), Plan::plugged())?;
+        self.programs.push(self.switch.run(|| far_end("lb0"))??);
+        configure(&self.balancer, if self.plan.forwarding { ROUTER } else { &[] }, &self.plan.balancer_script())
     }
 
     /// The lab's directory for sockets, state and logs; it goes with the lab.

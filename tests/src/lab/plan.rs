@@ -138,18 +138,8 @@ impl Plan {
         for host in &hosts {
             line(&mut script, format_args!("netns add {}", name(host)));
         }
-        let switch = name("switch");
-        let mut cable = |host: &str, device: &str, port: &str, [a, b, c, d, e, f]: [u8; 6], queues: usize| {
-            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-            let host = name(host);
-            let queues = format!("numtxqueues {queues} numrxqueues {queues}");
-            line(
-                &mut script,
-                format_args!(
-                    "link add {device} address {mac} netns {host} {queues} type veth \
-                     peer name {port} netns {switch} {queues}"
-                ),
-            );
+        let mut cable = |host: &str, device: &str, port: &str, mac: [u8; 6], queues: usize| {
+            line(&mut script, format_args!("{}", cable(&name(host), device, &name("switch"), port, mac, queues)));
         };
         cable("client", "eth0", "client", mac(1, 10), 1);
         for (subnet, (device, port)) in (1..).zip(self.interfaces().iter().zip(self.far_ends())) {
@@ -159,6 +149,18 @@ impl Plan {
             cable(&backend_host(index), "eth0", &backend_host(index), mac(2, 10 + index), 1);
         }
         script
+    }
+
+    /// The script that takes the balancer's first interface away and makes it anew.
+    pub(crate) fn replug(&self, name: impl Fn(&str) -> String) -> String {
+        let (lb, switch) = (name("lb"), name("switch"));
+        let cable = cable(&lb, "eth0", &switch, "lb0", mac(1, 1), self.queues);
+        format!("{cable}\n")
+    }
+
+    /// The script that plugs the switch's end of it in again.
+    pub(crate) fn plugged() -> &'static str {
+        "link set lb0 master outside up\n"
     }
 
     /// The script for the switch, which also routes between the subnets when they are on two segments.
@@ -255,6 +257,13 @@ impl Plan {
             }
         }
     }
+}
+
+/// The line that makes a veth pair between two namespaces.
+fn cable(host: &str, device: &str, switch: &str, port: &str, mac: [u8; 6], queues: usize) -> String {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+    format!("link add {device} address {mac} netns {host} {queues} type veth peer name {port} netns {switch} {queues}")
 }
 
 /// Both families, for loops.

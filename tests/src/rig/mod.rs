@@ -19,7 +19,7 @@ use aya::{
 };
 use lb_common::{
     backend::{Backend, BackendStats},
-    control::{Control, PeerRow},
+    control::{Control, PeerRow, mac_word},
     flow::FlowEntry,
     hash, map_name,
     ring::{Published, RingSlot},
@@ -208,6 +208,13 @@ impl Rig {
             .context("no room in the VIP table")?;
         self.vips.set(free, entry);
         Ok(())
+    }
+
+    /// Tells the program its MAC address on the interface that test-run says packets come in on.
+    pub fn put_own_mac(&mut self, mac: [u8; 6]) -> Result<()> {
+        let map = self.ebpf.map_mut(map_name::LINKS).context("the object has no LINKS")?;
+        let mut links: HashMap<_, u32, u64> = HashMap::try_from(map)?;
+        Ok(links.insert(INGRESS, mac_word(mac), 0)?)
     }
 
     /// Publishes a service's ring, in the half given.

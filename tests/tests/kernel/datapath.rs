@@ -2,6 +2,7 @@
 //!
 //! Needs root and bpffs; each test has a network namespace and a pin directory of its own.
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     path::PathBuf,
@@ -11,8 +12,8 @@ use std::{
 use crate::common::ip;
 use lb_userspace::{
     datapath::{
-        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, FlowFilter, Forward, Mode,
-        NextHop, OpenError, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
+        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, FlowFilter, Forward,
+        Mode, NextHop, OpenError, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
     },
     net::links,
 };
@@ -52,6 +53,8 @@ fn service(vip: &str) -> ServiceConfig {
         on_drain_timeout: CutPolicy::Reset,
         affinity: None,
         per_datagram: false,
+        echo: Echo::Auto,
+        announce: false,
     }
 }
 
@@ -92,7 +95,7 @@ fn a_restart_adopts_rows_and_rings_and_replaces_the_program() {
         first.put_service(ServiceSlot(0), &service("10.0.0.100:80")).unwrap();
         first.put_backend(BackendSlot(3), &backend("10.0.0.11", 5)).unwrap();
         first.put_ring(ServiceSlot(0), &ring(4_099, 3)).unwrap();
-        first.publish_vips(&[(ServiceSlot(0), &service("10.0.0.100:80"))], &[]).unwrap();
+        first.publish_vips(&[(ServiceSlot(0), &service("10.0.0.100:80"))], &BTreeSet::new(), &[]).unwrap();
         let deadline = clock::coarse_ns() + 60_000_000_000;
         first.set_backend_state(BackendSlot(3), BackendState::Draining, Some(deadline), CutPolicy::Reset).unwrap();
         let (_, old_program) = xdp_of("ebb0").unwrap();

@@ -1,16 +1,16 @@
 //! What there is to say about one interface.
 
 use super::{Finding, Level, device};
+use crate::datapath::ONE_PAGE_MTU;
 use crate::net::links::{Link, XdpMode};
 
-/// A veth takes a native program only while the frames of its peer fit into a page beside the headroom.
-const VETH_NATIVE_MTU: u32 = 3498;
 /// Below this, a burst at line rate overruns the queue before the CPU gets to it.
 const SMALL_RING: u32 = 512;
 
 /// All findings about `link`; `ours` when the running daemon balances on it.
 pub(super) fn findings(link: &Link, ours: bool) -> Vec<Finding> {
     let mut findings = vec![state(link), program(link, ours)];
+    findings.extend(jumbo(link));
     if link.is_veth {
         findings.extend(veth(link));
     } else {
@@ -53,21 +53,24 @@ fn program(link: &Link, ours: bool) -> Finding {
 }
 
 fn veth(link: &Link) -> Vec<Finding> {
-    let mut findings = vec![Finding::bad(
+    let findings = vec![Finding::bad(
         Level::Warn,
         format!("{}: veth", link.name),
         "a sender behind it leaves checksums unfinished, and its peer must run an XDP program to get what ebb sends back",
         Some("ethtool -K DEV tx off (in the peer's namespace), and a passing XDP program on the peer".to_owned()),
     )];
-    if link.mtu > VETH_NATIVE_MTU {
-        findings.push(Finding::bad(
+    findings
+}
+
+fn jumbo(link: &Link) -> Option<Finding> {
+    (link.mtu > ONE_PAGE_MTU).then(|| {
+        Finding::bad(
             Level::Warn,
             format!("{}: MTU", link.name),
-            format!("{} is above {VETH_NATIVE_MTU}: the driver's mode will be refused", link.mtu),
-            Some(format!("ip link set {} mtu 1500, on both ends", link.name)),
-        ));
-    }
-    findings
+            format!("{} is above {ONE_PAGE_MTU}: the driver's mode will be refused, or packets lost", link.mtu),
+            Some(format!("ip link set {} mtu 1500 (a veth: on both ends), or --mode generic", link.name)),
+        )
+    })
 }
 
 fn large_receive(link: &Link, features: device::Features) -> Finding {

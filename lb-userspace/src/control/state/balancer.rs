@@ -507,6 +507,14 @@ impl Balancer {
         self.events.push(event);
     }
 
+    /// Something happened to an interface.
+    pub fn interface(&mut self, kind: EventKind, name: &str, reason: String, now: Now) {
+        let mut event = self.event(kind, now);
+        event.interface = Some(name.to_owned());
+        event.reason = Some(reason);
+        self.events.push(event);
+    }
+
     /// What happened since this was last asked.
     pub fn take_events(&mut self) -> Vec<model::Event> {
         std::mem::take(&mut self.events)
@@ -663,6 +671,7 @@ impl Balancer {
             address: None,
             from: None,
             state: None,
+            interface: None,
             reason: None,
             drain: None,
             last_drain: None,

@@ -269,6 +269,7 @@ impl Service {
 
     /// Its row.
     pub fn config(&self) -> ServiceConfig {
+        let whole = if self.spec.vip.address.is_ipv4() { 32 } else { 128 };
         ServiceConfig {
             vip: self.spec.vip.address,
             protocol: self.spec.vip.protocol,
@@ -276,8 +277,10 @@ impl Service {
             idle_timeout: self.idle_timeout(),
             fin_quiet: self.spec.fin_quiet_s.0,
             on_drain_timeout: self.spec.on_drain_timeout,
-            affinity: self.spec.affinity,
+            affinity: self.spec.affinity.map(|affinity| affinity.prefix.unwrap_or(whole)),
             per_datagram: self.spec.per_datagram,
+            echo: self.spec.echo,
+            announce: self.spec.announce,
         }
     }
 

@@ -7,6 +7,7 @@
 //! flight are waited out, only then looks count and only then is the caller answered.
 
 mod adopt;
+mod host;
 mod publish;
 mod requests;
 #[cfg(test)]
@@ -23,6 +24,8 @@ use tokio::{
     sync::{broadcast, mpsc, watch},
     time::Instant,
 };
+
+use host::Announcements;
 
 use super::{
     clock::Clock,
@@ -45,6 +48,7 @@ use crate::{
         BackendConfig, BackendCounters, BackendSlot, Datapath, DatapathError, FlowTotals, NextHop, ServiceConfig,
         ServiceSlot,
     },
+    net::host::Host,
 };
 
 /// Between two looks while a drain runs: it has to end within a second of its last flow.
@@ -76,6 +80,8 @@ pub struct EngineOptions {
     pub resolver: Box<dyn Resolver>,
     /// What it finds.
     pub next_hops: mpsc::Receiver<NextHopUpdate>,
+    /// What the host has: interfaces and addresses.
+    pub host: watch::Receiver<Arc<Host>>,
     /// Where the state is kept.
     pub store: Store,
     /// The clocks.
@@ -99,6 +105,8 @@ pub struct Engine {
     datapath: Box<dyn Datapath>,
     resolver: Box<dyn Resolver>,
     next_hops: mpsc::Receiver<NextHopUpdate>,
+    host: watch::Receiver<Arc<Host>>,
+    announcements: Announcements,
     store: Store,
     clock: Arc<dyn Clock>,
     requests: mpsc::Receiver<Request>,
@@ -126,6 +134,10 @@ struct Written {
     services: HashMap<ServiceSlot, ServiceConfig>,
     backends: HashMap<BackendSlot, BackendConfig>,
     vips_stale: bool,
+    /// VIPs that the host uses too, as published.
+    own: BTreeSet<IpAddr>,
+    /// VIPs that are announced, as published.
+    announced: BTreeSet<IpAddr>,
 }
 
 struct Waiter {
@@ -145,6 +157,8 @@ impl Engine {
             datapath: options.datapath,
             resolver: options.resolver,
             next_hops: options.next_hops,
+            host: options.host,
+            announcements: Announcements::default(),
             store: options.store,
             clock: options.clock,
             requests,
@@ -191,6 +205,7 @@ impl Engine {
                     None => break,
                 },
                 Some(update) = self.next_hops.recv() => self.resolve(update),
+                Ok(()) = self.host.changed() => self.follow_host(),
                 () = tokio::time::sleep_until(wake) => self.wake(),
             }
         }
@@ -220,7 +235,15 @@ impl Engine {
             (left_ns > 0).then(|| Instant::now() + Duration::from_nanos(left_ns))
         };
         let moments = ticks.chain(purge_ns).filter_map(coming);
-        moments.chain([look]).chain(ramp).chain(self.retry_at).chain(self.save_at).min().unwrap_or(look)
+        let announcement = self.announcements.next();
+        moments
+            .chain([look])
+            .chain(announcement)
+            .chain(ramp)
+            .chain(self.retry_at)
+            .chain(self.save_at)
+            .min()
+            .unwrap_or(look)
     }
 
     /// Whether looks have to be frequent.
@@ -265,7 +288,9 @@ impl Engine {
         let interval = if self.is_busy() { BUSY_LOOK } else { IDLE_LOOK };
         let look = self.last_look.elapsed() >= interval;
         self.retry_at = None;
+        self.follow_returning();
         self.cycle_and_log(look);
+        self.announce_due();
         self.purge_rested();
         self.follow_up_lazily();
         if self.save_at.is_some_and(|at| at <= Instant::now()) {

@@ -33,7 +33,7 @@ impl Engine {
                 return Err(error);
             }
         }
-        if self.written.vips_stale {
+        if self.written.vips_stale || self.own_vips() != self.written.own {
             self.publish_vips()?;
         }
         self.seal()
@@ -69,8 +69,11 @@ impl Engine {
         let services: Vec<(ServiceSlot, &ServiceConfig)> =
             configs.iter().map(|(slot, config)| (*slot, config)).collect();
         let nat: Vec<NatEndpoint> = self.balancer.services.iter().flat_map(Service::nat_endpoints).collect();
-        self.datapath.publish_vips(&services, &nat)?;
+        let own = self.own_vips();
+        self.datapath.publish_vips(&services, &own, &nat)?;
+        self.written.own = own;
         self.written.vips_stale = false;
+        self.announce_new();
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
     control::{
@@ -666,4 +666,45 @@ async fn advice_comes_from_flows_that_ended_and_counts_those_that_have_not() {
     assert_eq!((advice.ended_flows, advice.censored_flows), (1_000, 1));
     assert_eq!(advice.recommended_s, Some(Seconds::new(2)));
     assert!(rig.handle.advice("none").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vip_is_announced_a_few_times_when_it_appears_and_when_an_interface_is_back() {
+    use crate::datapath::{InterfaceChange, InterfaceNews};
+    let rig = Rig::new();
+    let mut spec = service();
+    spec.announce = true;
+    let vip = spec.vip.address.ip();
+    rig.handle.add_service(spec).await.expect("added");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(rig.kernel().announced, vec![vec![vip]; 3]);
+    let back = InterfaceNews::Attached("native".to_owned());
+    rig.kernel().interface_changes.push(InterfaceChange { interface: "eth0".to_owned(), news: back });
+    rig.host.send_replace(Arc::default());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(rig.kernel().announced, vec![vec![vip]; 6]);
+    let events = rig.handle.events(0).await.expect("events").backlog;
+    let told = events.iter().find(|event| event.kind == EventKind::InterfaceBack).expect("it is told");
+    assert_eq!(told.interface.as_deref(), Some("eth0"));
+    rig.handle.remove_service("web", true).await.expect("removed");
+    rig.host.send_replace(Arc::default());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(rig.kernel().announced.len(), 6, "nothing is announced that is not there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn vips_that_the_host_uses_too_are_published_as_such_and_followed() {
+    use crate::net::host::Host;
+    let rig = Rig::new();
+    let spec = service();
+    let vip = spec.vip.address.ip();
+    rig.handle.add_service(spec).await.expect("added");
+    assert!(rig.kernel().own.is_empty());
+    let other = "192.0.2.200".parse().expect("an address");
+    rig.host.send_replace(Arc::new(Host { links: Vec::new(), addresses: [vip, other].into() }));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.kernel().own, [vip].into());
+    rig.host.send_replace(Arc::default());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(rig.kernel().own.is_empty());
 }

@@ -55,6 +55,18 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
+    /// A frame made of these parts, if it is not too long.
+    pub(crate) fn of(ifindex: u32, parts: &[&[u8]]) -> Option<Self> {
+        let mut frame = Self { ifindex, bytes: [0; CAPACITY], len: 0 };
+        if parts.iter().map(|part| part.len()).sum::<usize>() > CAPACITY {
+            return None;
+        }
+        for part in parts {
+            frame.push(part);
+        }
+        Some(frame)
+    }
+
     /// What goes onto the wire.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
