@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// The longest body any operation takes: a configuration of some ten thousand backends.
-pub(super) const BODY_LIMIT: usize = 4 << 20;
+/// The longest body any operation takes: a configuration of all the backends that the maps have room for.
+pub(super) const BODY_LIMIT: usize = 64 << 20;
 
 /// A JSON body. Unknown fields are refused by the types themselves; an empty body reads as `{}`, so that
 /// `curl -X POST` works where every field is optional.

@@ -60,7 +60,7 @@ impl Default for Options {
             interfaces: Vec::new(),
             mode: Mode::Auto,
             max_flows: 1_000_000,
-            max_backends: 65_536,
+            max_backends: 131_072,
             max_services: 4_096,
             pin_path: pins::default_pin_path(),
             log_level: 2,

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_most_that_a_default_daemon_can_have_fits() {
-        let (services, backends) = (4_096, 65_536);
+        let (services, backends) = (4_096, 131_072);
         let keys: Vec<VipEntry> = (0..2 * services + backends).map(service_key).collect();
         let table = build(&keys, half_size(services, backends)).expect("fits");
         for n in (0..2 * services + backends).step_by(97) {
