@@ -14,7 +14,7 @@ use aya_ebpf::{
 use ebb_tests_ebpf::{CPUS, Job, TEMPLATE, address_of, port_of, walk};
 
 /// `BPF_F_MMAPABLE`.
-const MMAPABLE: usize = 1 << 10;
+pub const MMAPABLE: usize = 1 << 10;
 
 #[btf_map]
 pub static JOBS: Array<Job, { CPUS as usize }, MMAPABLE> = Array::new();

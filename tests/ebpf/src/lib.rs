@@ -36,11 +36,28 @@ pub struct Job {
     pub v6: u32,
     /// Program to enter, by its place in `TARGETS`.
     pub target: u32,
-    /// Explicit padding.
-    pub pad: u32,
+    /// Where the target `send` sends to.
+    pub interface: u32,
 }
 
 const _: () = assert!(size_of::<Job>() == 128);
+
+/// What one CPU has taken at the far end of a link.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct Received {
+    /// Packets.
+    pub packets: u64,
+    /// When the last one came, if `stamp` took it.
+    pub last_ns: u64,
+    /// The longest time between two.
+    pub longest_gap_ns: u64,
+    /// Explicit padding.
+    pub pad: [u64; 5],
+}
+
+/// Rows of `STAMPED`.
+pub const STAMPS: usize = 1 << 16;
 
 /// Rows of `JOBS`: CPUs that can drive at once.
 pub const CPUS: u32 = 64;

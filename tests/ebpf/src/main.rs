@@ -9,6 +9,7 @@
 
 mod driver;
 mod floor;
+mod wire;
 mod yardstick;
 
 #[cfg(target_arch = "bpf")]

@@ -22,7 +22,7 @@ use crate::{
     rig::{Action, Cell, INGRESS, Mapped, Protocol, Rig, Sizes, backend_mac, view},
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebb-bench-xdp"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebb-bench-xdp"));
 
 /// A row of a map, for aya.
 #[repr(transparent)]
@@ -45,9 +45,9 @@ pub enum Target {
 /// Service slot of the one service.
 const SERVICE: u16 = 1;
 /// Its backends.
-const BACKENDS: u32 = 100;
+pub(super) const BACKENDS: u32 = 100;
 /// Length of every frame: more than the template, and a usual size for a small packet.
-const LENGTH: usize = 128;
+pub(super) const LENGTH: usize = 128;
 
 /// Ebb and the conventional balancer, each with tables for the same number of flows.
 pub struct Bench {
@@ -67,7 +67,7 @@ impl Bench {
             .map_max_entries("Y_FLOWS", flows)
             .load(OBJECT)
             .context("load the benchmark's programs")?;
-        for name in ["driver", "floor", "yardstick"] {
+        for name in ["driver", "floor", "redirect", "yardstick"] {
             let program: &mut Xdp =
                 ebpf.program_mut(name).context("the benchmark's object lacks a program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
@@ -127,19 +127,7 @@ impl Bench {
 
     /// The job of sending one kind of packet of `flows` flows from number `first` on.
     pub fn job(&self, kind: Packet, walk: u32, first: u32, flows: u32) -> Job {
-        let frame = frame(self.cell, kind);
-        let template = *frame.first_chunk::<TEMPLATE>().expect("longer than the template");
-        Job {
-            template: bytemuck::cast(template),
-            length: frame.len() as u32,
-            walk,
-            flows,
-            first,
-            state: 0,
-            v6: (self.cell.family == Family::V6).into(),
-            target: 0,
-            pad: 0,
-        }
+        job(self.cell, kind, walk, first, flows)
     }
 
     /// Runs `repeat` packets through a target; nanoseconds a packet, the driver's included.
@@ -182,6 +170,20 @@ impl Bench {
         Ok(())
     }
 
+    /// The program that a target is.
+    pub(super) fn program(&self, target: Target) -> Result<&Xdp> {
+        match target {
+            Target::Floor => program(&self.ebpf, "floor"),
+            Target::Ebb => self.rig.program(),
+            Target::Yardstick => program(&self.ebpf, "yardstick"),
+        }
+    }
+
+    /// The least that a balancer can do with `XDP_REDIRECT`.
+    pub(super) fn redirect(&self) -> Result<&Xdp> {
+        program(&self.ebpf, "redirect")
+    }
+
     /// How often Ebb has counted an outcome.
     pub fn counted(&self, outcome: Outcome) -> u64 {
         self.rig.counters().outcome(outcome)
@@ -189,16 +191,29 @@ impl Bench {
 
     /// What the kernel says of a program: instructions that the verifier walked, and bytes of machine code.
     pub fn sizes(&self, target: Target) -> Result<(u32, u32)> {
-        let info: ProgramInfo = match target {
-            Target::Floor => program(&self.ebpf, "floor")?.info()?,
-            Target::Ebb => self.rig.program()?.info()?,
-            Target::Yardstick => program(&self.ebpf, "yardstick")?.info()?,
-        };
+        let info: ProgramInfo = self.program(target)?.info()?;
         Ok((info.verified_instruction_count().unwrap_or(0), info.size_jitted()))
     }
 }
 
-fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+/// The job of sending one kind of packet of `flows` flows of `cell`'s service from number `first` on.
+pub(super) fn job(cell: Cell, kind: Packet, walk: u32, first: u32, flows: u32) -> Job {
+    let frame = frame(cell, kind);
+    let template = *frame.first_chunk::<TEMPLATE>().expect("longer than the template");
+    Job {
+        template: bytemuck::cast(template),
+        length: frame.len() as u32,
+        walk,
+        flows,
+        first,
+        state: 0,
+        v6: (cell.family == Family::V6).into(),
+        target: 0,
+        interface: 0,
+    }
+}
+
+pub(super) fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
     Ok(ebpf.program(name).with_context(|| format!("the benchmark's object has no {name}"))?.try_into()?)
 }
 
@@ -258,13 +273,24 @@ fn frame(cell: Cell, packet: Packet) -> Vec<u8> {
     frame.bytes()
 }
 
-/// Keeps the calling thread on one CPU.
+/// Keeps the calling thread, and what it starts from now on, on one CPU.
 pub fn pin(cpu: usize) -> Result<()> {
+    keep_to(cpu..cpu + 1).with_context(|| format!("keep to CPU {cpu}"))
+}
+
+/// Lets the calling thread, and what it starts from now on, run on any CPU.
+pub fn all_cpus() -> Result<()> {
+    keep_to(0..aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?)
+}
+
+fn keep_to(cpus: std::ops::Range<usize>) -> Result<()> {
     // SAFETY: a set of CPUs is plain bits, for which all zeroes is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: writes one bit of the set, if there is such a bit.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for cpu in cpus {
+        // SAFETY: writes one bit of the set, if there is such a bit.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: the set lives across the call.
     let failed = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0;
-    if failed { Err(std::io::Error::last_os_error()).with_context(|| format!("keep to CPU {cpu}")) } else { Ok(()) }
+    if failed { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
 }

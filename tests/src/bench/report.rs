@@ -57,7 +57,25 @@ pub struct Report {
     /// The cases.
     pub rows: Vec<Row>,
     /// Figures that are no times per packet, by name.
-    pub figures: Vec<(String, f64, &'static str)>,
+    pub figures: Vec<Figure>,
+}
+
+/// A figure that is no time per packet.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    /// Its name.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+}
+
+impl Figure {
+    /// A figure.
+    pub fn new(name: impl Into<String>, value: impl Into<f64>, unit: &'static str) -> Self {
+        Self { name: name.into(), value: value.into(), unit }
+    }
 }
 
 impl Report {
@@ -77,7 +95,7 @@ impl Report {
             })
             .collect();
         let figures: serde_json::Map<_, _> =
-            self.figures.iter().map(|(name, value, _)| (name.clone(), (*value).into())).collect();
+            self.figures.iter().map(|figure| (figure.name.clone(), figure.value.into())).collect();
         serde_json::json!({ "rows": rows, "figures": figures })
     }
 }
@@ -104,8 +122,8 @@ impl fmt::Display for Report {
             }
             writeln!(f, "{:>8.0}", row.floor.median)?;
         }
-        for (name, value, unit) in &self.figures {
-            writeln!(f, "{name:<40}{value:>14.2} {unit}")?;
+        for Figure { name, value, unit } in &self.figures {
+            writeln!(f, "{name:<50}{value:>14.3} {unit}")?;
         }
         Ok(())
     }

@@ -119,6 +119,22 @@ impl Lab {
         Ok(self.balancer.run(|| xdp::attach_bounce("eth0", vip, from, to))??)
     }
 
+    /// Takes the programs off the switch's ends of the balancer's cables, to make room for others there: without any, what
+    /// the balancer sends vanishes.
+    pub(crate) fn clear_far_ends(&mut self) {
+        self.programs.clear();
+    }
+
+    /// Attaches a program to a device of one of the lab's hosts until the returned value is dropped.
+    pub(crate) fn attach(host: &Namespace, program: std::os::fd::BorrowedFd<'_>, device: &str) -> Result<Attached> {
+        host.run(|| xdp::attach(program, device))?.with_context(|| format!("attach to {device} in {}", host.name()))
+    }
+
+    /// The index of a device of one of the lab's hosts.
+    pub(crate) fn interface_index(host: &Namespace, device: &str) -> Result<u32> {
+        host.run(|| sys::interface_index(device))?.with_context(|| format!("find {device} in {}", host.name()))
+    }
+
     /// Wipes the packet path's flow table through its pinned map, behind the back of daemon and program.
     pub fn wipe_flow_table(&self) -> Result<()> {
         flow_table::wipe(&self.pin_path())

@@ -7,7 +7,7 @@
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::sys::{BpfArgument, bpf, interface_index};
@@ -24,7 +24,7 @@ const EXIT: u64 = instruction(0x95, 0, 0, 0, 0);
 
 /// Attaches a program that passes every frame to `device`, in native mode, in the calling thread's namespace.
 pub(super) fn attach_pass(device: &str) -> io::Result<Attached> {
-    attach(&load(&[PASS, EXIT])?, device)
+    attach(load(&[PASS, EXIT])?.as_fd(), device)
 }
 
 /// Attaches a program that sends every packet for `vip` back out of `device`, from the MAC address `from`
@@ -62,7 +62,7 @@ pub(super) fn attach_bounce(device: &str, vip: IpAddr, from: [u8; 6], to: [u8; 6
         PASS,
         EXIT,
     ];
-    attach(&load(&program)?, device)
+    attach(load(&program)?.as_fd(), device)
 }
 
 /// One instruction, by the encoding in the kernel's Documentation/bpf/standardization/instruction-set.rst.
@@ -84,7 +84,8 @@ fn load(program: &[u64]) -> io::Result<OwnedFd> {
     unsafe { bpf(PROG_LOAD, &mut load) }
 }
 
-fn attach(program: &OwnedFd, device: &str) -> io::Result<Attached> {
+/// Attaches a loaded program to `device`, in native mode, in the calling thread's namespace.
+pub(crate) fn attach(program: BorrowedFd<'_>, device: &str) -> io::Result<Attached> {
     const LINK_CREATE: u32 = 28;
     const ATTACH_XDP: u32 = 37;
     const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;

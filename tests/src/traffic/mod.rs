@@ -5,7 +5,7 @@ mod apart;
 mod client;
 mod datagrams;
 mod flood;
-mod host;
+pub(crate) mod host;
 mod receiver;
 mod server;
 mod wire;
