@@ -60,17 +60,24 @@ impl ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     place: Place,
+    if_match: Option<String>,
 }
 
 impl Client {
     /// A client for the daemon at this socket; connects with each request.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { place: Place::Socket(socket.into()) }
+        Self { place: Place::Socket(socket.into()), if_match: None }
     }
 
     /// A client for the daemon on another host.
     pub fn remote(server: Server) -> Self {
-        Self { place: Place::Server(Arc::new(server)) }
+        Self { place: Place::Server(Arc::new(server)), if_match: None }
+    }
+
+    /// The same, whose changes are refused unless this is still the revision of what they are about.
+    #[must_use]
+    pub fn only_if(&self, revision: Option<&str>) -> Self {
+        Self { if_match: revision.map(|revision| format!("\"{revision}\"")), ..self.clone() }
     }
 
     /// Where it connects, in words.
@@ -116,8 +123,7 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<Response<Incoming>, ClientError> {
         let action = format!("{method} {path}");
-        let request = build(method, path, &self.place.host(), body)
-            .map_err(|cause| ClientError::broken(action.clone(), &cause))?;
+        let request = self.build(method, path, body).map_err(|cause| ClientError::broken(action.clone(), &cause))?;
         let stream = self.place.connect().await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -134,6 +140,21 @@ impl Client {
             return Ok(answer);
         }
         Err(refusal(&action, answer).await)
+    }
+
+    fn build(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Request<Full<Bytes>>, String> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.place.host());
+        if let Some(revision) = &self.if_match {
+            request = request.header(header::IF_MATCH, revision);
+        }
+        let bytes = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                serde_json::to_vec(body).map_err(|error| error.to_string())?
+            }
+            None => Vec::new(),
+        };
+        request.body(Full::new(Bytes::from(bytes))).map_err(|error| error.to_string())
     }
 
     /// A request was not answered. What the connection died of may be known to the request, or only to the connection.
@@ -168,23 +189,6 @@ impl Client {
             },
         }
     }
-}
-
-fn build(
-    method: Method,
-    path: &str,
-    host: &str,
-    body: Option<&impl Serialize>,
-) -> Result<Request<Full<Bytes>>, String> {
-    let request = Request::builder().method(method).uri(path).header(header::HOST, host);
-    let (request, bytes) = match body {
-        Some(body) => (
-            request.header(header::CONTENT_TYPE, "application/json"),
-            serde_json::to_vec(body).map_err(|error| error.to_string())?,
-        ),
-        None => (request, Vec::new()),
-    };
-    request.body(Full::new(Bytes::from(bytes))).map_err(|error| error.to_string())
 }
 
 /// What the daemon said no with; whatever it sent, the caller gets a sentence.

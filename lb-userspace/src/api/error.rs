@@ -103,6 +103,7 @@ impl From<Error> for ApiError {
             ErrorKind::Conflict => Kind::Conflict,
             ErrorKind::Invalid => Kind::Invalid,
             ErrorKind::Refused => Kind::Refused,
+            ErrorKind::Changed => Kind::Changed,
             ErrorKind::Timeout => Kind::Timeout,
             ErrorKind::Internal => Kind::Internal,
         };

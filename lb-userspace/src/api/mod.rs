@@ -9,6 +9,7 @@ mod events;
 mod extract;
 #[cfg(test)]
 mod fuzz;
+mod guard;
 pub mod metrics;
 mod openapi;
 pub mod remote;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     error::ErrorDocument,
-    rights::{Need, Needs},
+    rights::{Need, Needs, Right},
 };
 
 const TEXT: &str = "Everything that the command line does, as JSON over HTTP, on the daemon's Unix socket and, \
@@ -31,6 +31,7 @@ pub(super) struct Operation {
     answer: Option<Make>,
     streams: bool,
     own: bool,
+    tagged: bool,
 }
 
 type Make = fn(&mut SchemaGenerator) -> Value;
@@ -54,6 +55,7 @@ macro_rules! methods {
                 answer: None,
                 streams: false,
                 own: false,
+                tagged: false,
             }
         }
     )*};
@@ -94,6 +96,12 @@ impl Operation {
     /// A remote caller may use it on its own backends without a further right.
     pub(super) fn own(mut self) -> Self {
         self.own = true;
+        self
+    }
+
+    /// Its answer has an `ETag`, for `If-Match` in a change.
+    pub(super) fn tagged(mut self) -> Self {
+        self.tagged = true;
         self
     }
 
@@ -158,6 +166,13 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
         if let Some(query) = operation.query {
             parameters.extend(query_parameters(&query(&mut self.requests)));
         }
+        if operation.need().right == Right::Admin {
+            parameters.push(json!({
+                "name": "If-Match", "in": "header", "required": false, "schema": { "type": "string" },
+                "description": "Refuse the change (412) unless this is still the ETag: of the service that the path names, \
+                    or of /v1/services where it names none",
+            }));
+        }
         let mut content = json!({});
         if let Some(answer) = operation.answer {
             content["application/json"] = json!({ "schema": answer(&mut self.answers) });
@@ -176,6 +191,11 @@ impl<S: Clone + Send + Sync + 'static> Api<S> {
                 "default": { "description": "Nothing was changed", "content": { "application/json": error } },
             },
         });
+        if operation.tagged {
+            let tag =
+                json!({ "ETag": { "description": "The revision, for If-Match", "schema": { "type": "string" } } });
+            described["responses"][operation.status.as_str()]["headers"] = tag;
+        }
         if let Some(body) = operation.body {
             let schema = body(&mut self.requests);
             // An empty body stands for an empty object.

@@ -14,6 +14,7 @@ use super::{
     error::{ApiError, Kind},
     events,
     extract::{Json, Path, Query},
+    guard::{Change, Tagged, tagged},
     openapi::{self, Api},
     rights::{self, Needs},
     wire::{
@@ -30,6 +31,7 @@ use crate::{
             ApplyReport, BackendPatch, BackendSpec, CountersView, DrainRequest, DrainStarted, FlowsRequest,
             ServicePatch, ServiceSpec, Status, WaitResult,
         },
+        revision::Scope,
     },
     daemon::Handle,
 };
@@ -122,40 +124,44 @@ fn host_operations(api: Api<Handle>) -> Api<Handle> {
 
 fn service_operations(api: Api<Handle>) -> Api<Handle> {
     let (all, one) = ("/v1/services", "/v1/services/{service}");
-    api.operation(&openapi::get(all, "All services with their settings and backends").answer::<Services>(), services)
-        .operation(
-            &openapi::post(all, "Add a service").body::<ServiceSpec>().answer::<ServiceSpec>().creates(),
-            add_service,
-        )
-        .operation(&openapi::get(one, "One service with its settings and backends").answer::<ServiceView>(), service)
-        .operation(
-            &openapi::get("/v1/services/{service}/advice", "What delay its drains want, from how long its flows last")
-                .answer::<Advice>(),
-            advice,
-        )
-        .operation(
-            &openapi::patch(one, "Change a service's settings; a missing field stays as it is")
-                .body::<ServicePatch>()
-                .answer::<ServiceSpec>(),
-            set_service,
-        )
-        .operation(
-            &openapi::delete(one, "Drain a service's backends, then remove it")
-                .query::<RemoveQuery>()
-                .answer::<Removal>(),
-            remove_service,
-        )
+    api.operation(
+        &openapi::get(all, "All services with their settings and backends").answer::<Services>().tagged(),
+        services,
+    )
+    .operation(
+        &openapi::post(all, "Add a service").body::<ServiceSpec>().answer::<ServiceSpec>().creates(),
+        add_service,
+    )
+    .operation(
+        &openapi::get(one, "One service with its settings and backends").answer::<ServiceView>().tagged(),
+        service,
+    )
+    .operation(
+        &openapi::get("/v1/services/{service}/advice", "What delay its drains want, from how long its flows last")
+            .answer::<Advice>(),
+        advice,
+    )
+    .operation(
+        &openapi::patch(one, "Change a service's settings; a missing field stays as it is")
+            .body::<ServicePatch>()
+            .answer::<ServiceSpec>(),
+        set_service,
+    )
+    .operation(
+        &openapi::delete(one, "Drain a service's backends, then remove it").query::<RemoveQuery>().answer::<Removal>(),
+        remove_service,
+    )
 }
 
 fn backend_operations(api: Api<Handle>) -> Api<Handle> {
     let all = "/v1/services/{service}/backends";
     let one = "/v1/services/{service}/backends/{backend}";
-    api.operation(&openapi::get(all, "A service's backends").answer::<Backends>(), backends)
+    api.operation(&openapi::get(all, "A service's backends").answer::<Backends>().tagged(), backends)
         .operation(
             &openapi::post(all, "Add a backend").body::<BackendSpec>().answer::<BackendView>().creates(),
             add_backend,
         )
-        .operation(&openapi::get(one, "One backend").answer::<BackendView>().own(), backend)
+        .operation(&openapi::get(one, "One backend").answer::<BackendView>().tagged().own(), backend)
         .operation(
             &openapi::patch(one, "Change a backend; a missing field stays as it is")
                 .body::<BackendPatch>()
@@ -211,7 +217,8 @@ async fn status(State(engine): State<Handle>, Query(query): Query<StatusQuery>) 
     Ok(Answer(engine.status(query.service.as_deref()).await?))
 }
 
-async fn services(State(engine): State<Handle>) -> Result<Answer<Services>> {
+async fn services(State(engine): State<Handle>) -> Result<Tagged<Services>> {
+    let revision = engine.revision(Scope::All).await?;
     let settings = engine.services().await?;
     let mut backends = engine.status(None).await?.services;
     // A service removed between the two looks is gone; one added between them comes with the next.
@@ -220,18 +227,20 @@ async fn services(State(engine): State<Handle>) -> Result<Answer<Services>> {
         .filter_map(|settings| {
             let at = backends.iter().position(|b| b.name == settings.name)?;
             let backends = backends.swap_remove(at).backends;
-            Some(ServiceView { settings, backends })
+            Some(ServiceView { revision: String::new(), settings, backends })
         })
         .collect();
-    Ok(Answer(Services { services }))
+    Ok(tagged(&revision, Services { revision: revision.clone(), services }))
 }
 
-async fn service(State(engine): State<Handle>, Path(service): Path<String>) -> Result<Answer<ServiceView>> {
-    Ok(Answer(ServiceView { settings: engine.service(&service).await?, backends: engine.backends(&service).await? }))
+async fn service(State(engine): State<Handle>, Path(service): Path<String>) -> Result<Tagged<ServiceView>> {
+    let revision = engine.revision(Scope::Service(service.clone())).await?;
+    let (settings, backends) = (engine.service(&service).await?, engine.backends(&service).await?);
+    Ok(tagged(&revision, ServiceView { revision: revision.clone(), settings, backends }))
 }
 
 async fn add_service(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Json(spec): Json<ServiceSpec>,
 ) -> Result<(StatusCode, Answer<ServiceSpec>)> {
     let added = engine.add_service(spec).await?;
@@ -243,7 +252,7 @@ async fn advice(State(engine): State<Handle>, Path(service): Path<String>) -> Re
 }
 
 async fn set_service(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path(service): Path<String>,
     Json(patch): Json<ServicePatch>,
 ) -> Result<Answer<ServiceSpec>> {
@@ -251,7 +260,7 @@ async fn set_service(
 }
 
 async fn remove_service(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path(service): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Result<Answer<Removal>> {
@@ -260,18 +269,20 @@ async fn remove_service(
     Ok(Answer(Removal { removed: left.iter().all(|spec| spec.name != service), service, backend: None }))
 }
 
-async fn backends(State(engine): State<Handle>, Path(service): Path<String>) -> Result<Answer<Backends>> {
+async fn backends(State(engine): State<Handle>, Path(service): Path<String>) -> Result<Tagged<Backends>> {
+    let revision = engine.revision(Scope::Service(service.clone())).await?;
     let backends = engine.backends(&service).await?;
-    Ok(Answer(Backends { backends }))
+    Ok(tagged(&revision, Backends { backends }))
 }
 
 async fn backend(
     State(engine): State<Handle>,
     Path((service, backend)): Path<(String, String)>,
-) -> Result<Answer<BackendView>> {
+) -> Result<Tagged<BackendView>> {
+    let revision = engine.revision(Scope::Service(service.clone())).await?;
     let found = engine.backends(&service).await?.into_iter().find(|candidate| candidate.name == backend);
     match found {
-        Some(backend) => Ok(Answer(BackendView { service, backend })),
+        Some(backend) => Ok(tagged(&revision, BackendView { service, backend })),
         None => Err(ApiError::new(
             Kind::NotFound,
             format!("service '{service}' has no backend '{backend}': 'ebb backend list {service}' shows those it has"),
@@ -280,7 +291,7 @@ async fn backend(
 }
 
 async fn add_backend(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path(service): Path<String>,
     Json(spec): Json<BackendSpec>,
 ) -> Result<(StatusCode, Answer<BackendView>)> {
@@ -289,7 +300,7 @@ async fn add_backend(
 }
 
 async fn set_backend(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path((service, backend)): Path<(String, String)>,
     Json(patch): Json<BackendPatch>,
 ) -> Result<Answer<BackendView>> {
@@ -298,7 +309,7 @@ async fn set_backend(
 }
 
 async fn remove_backend(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path((service, backend)): Path<(String, String)>,
     Query(query): Query<RemoveQuery>,
 ) -> Result<Answer<Removal>> {
@@ -311,7 +322,7 @@ async fn remove_backend(
 }
 
 async fn drain(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path((service, backend)): Path<(String, String)>,
     Json(request): Json<DrainRequest>,
 ) -> Result<Answer<DrainStarted>> {
@@ -319,7 +330,7 @@ async fn drain(
 }
 
 async fn drain_host(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path(address): Path<String>,
     Json(request): Json<DrainRequest>,
 ) -> Result<Answer<Drains>> {
@@ -332,7 +343,7 @@ async fn host(State(engine): State<Handle>, Path(address): Path<String>) -> Resu
 }
 
 /// No guard stands in the way of an activation, so it takes no look ahead at all of them.
-async fn activate_host(State(engine): State<Handle>, Path(address): Path<String>) -> Result<Answer<HostBackends>> {
+async fn activate_host(Change(engine): Change, Path(address): Path<String>) -> Result<Answer<HostBackends>> {
     let mut host = backends_at(&engine, host_address(&address)?).await?;
     for view in &mut host.backends {
         view.backend = engine.activate(&view.service, &view.backend.name).await?;
@@ -361,7 +372,7 @@ async fn backends_at(engine: &Handle, address: IpAddr) -> Result<HostBackends> {
 }
 
 async fn activate(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path((service, backend)): Path<(String, String)>,
 ) -> Result<Answer<BackendView>> {
     let backend = engine.activate(&service, &backend).await?;
@@ -369,7 +380,7 @@ async fn activate(
 }
 
 async fn answer_hold(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Path((service, backend)): Path<(String, String)>,
     Json(request): Json<HoldRequest>,
 ) -> Result<Answer<BackendView>> {
@@ -414,7 +425,7 @@ async fn list_events(
 }
 
 async fn apply(
-    State(engine): State<Handle>,
+    Change(engine): Change,
     Query(query): Query<ApplyQuery>,
     Json(wanted): Json<Wanted>,
 ) -> Result<Answer<ApplyReport>> {

@@ -9,7 +9,12 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{client::Client, router, serve::serve, socket::Socket};
+use super::{
+    client::Client,
+    router,
+    serve::serve,
+    socket::{Access, Socket},
+};
 use crate::{control::model::WaitFor, daemon::fake::Rig};
 
 pub(super) async fn ask(router: &Router, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
@@ -151,7 +156,7 @@ async fn the_client_speaks_to_the_server_over_the_socket() {
     let rig = Rig::new();
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("ebb.sock");
-    let socket = Socket::bind(&path).expect("binds");
+    let socket = Socket::bind(&path, &Access::default()).expect("binds");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let router = router(rig.handle.clone());
     web(&router).await;
@@ -176,4 +181,103 @@ async fn the_client_speaks_to_the_server_over_the_socket() {
     stop.send(()).expect("the server listens");
     server.await.expect("the server ends, though a stream is open");
     assert!(!path.exists());
+}
+
+/// A request with `If-Match`: its status and its answer.
+pub(super) async fn ask_if(router: &Router, method: &str, path: &str, tag: &str, body: &str) -> (StatusCode, Value) {
+    let request = Request::builder().method(method).uri(path).header(header::IF_MATCH, tag);
+    let request = request.body(Body::from(body.to_owned())).expect("a request");
+    let answer = router.clone().oneshot(request).await.expect("routers do not fail");
+    let status = answer.status();
+    let bytes = answer.into_body().collect().await.expect("a body").to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+async fn tag(router: &Router, path: &str) -> String {
+    let request = Request::get(path).body(Body::empty()).expect("a request");
+    let answer = router.clone().oneshot(request).await.expect("routers do not fail");
+    answer.headers().get(header::ETAG).expect("a tag").to_str().expect("text").to_owned()
+}
+
+#[tokio::test]
+async fn what_was_thought_out_on_something_older_is_refused() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    let (service, b1, all) = ("/v1/services/web", "/v1/services/web/backends/b1", "/v1/services");
+    let (old, old_all) = (tag(&router, service).await, tag(&router, all).await);
+    assert_eq!(tag(&router, b1).await, old, "a backend's is its service's");
+    let changed = ask_if(&router, "PATCH", service, &old, r#"{"drain_timeout_s":61}"#).await;
+    assert_eq!(changed.0, StatusCode::OK, "{changed:?}");
+    let other = r#"{"name":"c","vip":"10.0.0.1:80/tcp"}"#;
+    let none = r#"{"services":[]}"#;
+    for (method, path, tag, body) in [
+        ("PATCH", service, &old, r#"{"drain_timeout_s":62}"#),
+        ("DELETE", service, &old, ""),
+        ("PATCH", b1, &old, r#"{"weight":7}"#),
+        ("DELETE", b1, &old, ""),
+        ("POST", "/v1/services/web/backends", &old, r#"{"name":"b9","address":"10.0.0.19"}"#),
+        ("POST", "/v1/services/web/backends/b1/drain", &old, "{}"),
+        ("POST", "/v1/services/web/backends/b1/activate", &old, ""),
+        ("POST", "/v1/hosts/10.0.0.11/drain", &old_all, "{}"),
+        ("POST", all, &old_all, other),
+        ("POST", "/v1/apply", &old_all, none),
+    ] {
+        let (status, answer) = ask_if(&router, method, path, tag, body).await;
+        assert_eq!(status, StatusCode::PRECONDITION_FAILED, "{method} {path}: {answer}");
+        assert_eq!(answer["error"]["kind"], "changed", "{method} {path}: {answer}");
+    }
+    let (_, view) = ask(&router, "GET", service, "").await;
+    assert_eq!((&view["drain_timeout_s"], view["backends"].as_array().map(Vec::len)), (&json!(61), Some(2)), "{view}");
+    assert!(view["backends"].as_array().expect("backends").iter().all(|b| b["state"] == "active"), "{view}");
+    assert_eq!(json!(tag(&router, service).await.trim_matches('"')), view["revision"]);
+    // Not what changes by itself: a drain's state is none of the configuration.
+    let now = tag(&router, service).await;
+    assert_eq!(ask(&router, "POST", "/v1/services/web/backends/b1/drain", "{}").await.0, StatusCode::OK);
+    assert_eq!(tag(&router, service).await, now);
+    for (tag, expected) in [("*", 200), ("web", 400), (r#""0", W/"1""#, 400)] {
+        let (status, answer) = ask_if(&router, "PATCH", b1, tag, r#"{"weight":2}"#).await;
+        assert_eq!(status.as_u16(), expected, "{tag}: {answer}");
+    }
+    let listed = format!("\"0000000000000000\", {}", tag(&router, service).await);
+    assert_eq!(ask_if(&router, "PATCH", b1, &listed, r#"{"weight":3}"#).await.0, StatusCode::OK);
+    // Taken back, it is what it was.
+    let _ = ask(&router, "PATCH", b1, r#"{"weight":1}"#).await;
+    let _ = ask(&router, "PATCH", service, r#"{"drain_timeout_s":60}"#).await;
+    assert_eq!(tag(&router, service).await, old);
+    assert_eq!(ask_if(&router, "POST", "/v1/apply", &old_all, none).await.0, StatusCode::OK);
+}
+
+/// Who got no answer asks again: what is then done is what was done already.
+#[tokio::test]
+async fn a_repeated_request_does_the_same_thing() {
+    let rig = Rig::new();
+    let router = router(rig.handle.clone());
+    web(&router).await;
+    let b1 = "/v1/services/web/backends/b1";
+    let with = |verb: &str| format!("{b1}/{verb}");
+    let (_, first) = ask(&router, "POST", &with("drain"), "{}").await;
+    for path in [with("drain"), "/v1/hosts/10.0.0.11/drain".to_owned()] {
+        let (status, again) = ask(&router, "POST", &path, "{}").await;
+        assert_eq!(status, StatusCode::OK, "{again}");
+        let drain = if again["drains"].is_array() { &again["drains"][0] } else { &again };
+        assert_eq!(drain["drain"]["started_at"], first["drain"]["started_at"], "{again}");
+        assert_eq!(drain["drain"]["deadline"], first["drain"]["deadline"], "{again}");
+    }
+    let (_, ended) = ask(&router, "GET", &format!("{b1}/wait?timeout_s=5"), "").await;
+    let (status, again) = ask(&router, "POST", &with("drain"), "{}").await;
+    assert_eq!((status, &again["last_drain"]), (StatusCode::OK, &ended["last_drain"]), "no second drain: {again}");
+    for _ in 0..2 {
+        let (status, view) = ask(&router, "POST", &with("activate"), "").await;
+        assert_eq!((status, &view["state"]), (StatusCode::OK, &json!("active")), "{view}");
+    }
+    for _ in 0..2 {
+        let (status, view) = ask(&router, "PATCH", b1, r#"{"weight":3}"#).await;
+        assert_eq!((status, &view["weight"]), (StatusCode::OK, &json!(3)), "{view}");
+    }
+    let (_, one) = ask(&router, "DELETE", b1, "").await;
+    let (status, two) = ask(&router, "DELETE", b1, "").await;
+    assert!(status == StatusCode::OK || status == StatusCode::NOT_FOUND, "{one} then {two}");
+    let (_, view) = ask(&router, "GET", "/v1/services/web", "").await;
+    assert!(view["backends"].as_array().is_some_and(|left| left.iter().any(|b| b["name"] == "b2")), "{view}");
 }

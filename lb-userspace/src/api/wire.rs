@@ -9,6 +9,9 @@ use crate::control::model::{BackendStatus, DrainStarted, Event, FlowView, Servic
 /// A service with all its settings and its backends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
+    /// Names its settings and its backends as they are configured, for `If-Match` and `--if-revision`. Lists do without.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revision: String,
     /// Its settings, the defaults filled in.
     #[serde(flatten)]
     pub settings: ServiceSpec,
@@ -29,6 +32,9 @@ pub struct BackendView {
 /// Services.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Services {
+    /// Names what is configured; what `If-Match` and `--if-revision` compare with.
+    #[serde(default)]
+    pub revision: String,
     /// In the order in which they were added.
     pub services: Vec<ServiceView>,
 }

@@ -12,9 +12,12 @@ use clap_complete::Shell;
 
 use super::{
     check::CheckArgs,
-    values::{FlowScope, OrNone, Target, backend_name, host, listen_address, or_none, service_name, weight, words},
+    values::{
+        FlowScope, OrNone, Target, backend_name, host, listen_address, or_none, revision, service_name, weight, words,
+    },
 };
 use crate::{
+    api::socket::SocketMode,
     config::file::Mode,
     control::{
         duration::{Limit, Seconds},
@@ -104,6 +107,9 @@ pub enum Command {
         /// Only show what would change
         #[arg(long)]
         dry_run: bool,
+        /// Only if this is still the revision that "ebb apply --dry-run" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
     /// Services: a virtual address, port and protocol, and how it is forwarded
     #[command(subcommand)]
@@ -187,6 +193,12 @@ pub struct RunArgs {
     /// Serve metrics for Prometheus here, e.g. 127.0.0.1:9090
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
     pub metrics: Option<SocketAddr>,
+    /// Mode of the socket; who may write to it may do everything [default: 0660]
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<SocketMode>,
+    /// Group of the socket [default: the daemon's]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
     /// Directories of the datapath and of the state
     #[command(flatten)]
     pub places: Places,
@@ -248,6 +260,9 @@ pub enum ServiceCommand {
         /// What to change
         #[command(flatten)]
         settings: ServiceSettings,
+        /// Only if this is still the revision that "ebb service show" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
     /// Drain every backend of a service, then remove it
     Remove {
@@ -257,6 +272,9 @@ pub enum ServiceCommand {
         /// Cut what is still open instead of draining
         #[arg(long)]
         now: bool,
+        /// Only if this is still the revision that "ebb service show" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
 }
 
@@ -358,6 +376,9 @@ pub enum BackendCommand {
         /// Its share of new flows relative to the others; 0 means none [default: 1]
         #[arg(long, value_name = "N", value_parser = weight)]
         weight: Option<u32>,
+        /// Only if this is still the revision that "ebb service show" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
     /// List the backends of a service
     List {
@@ -376,6 +397,9 @@ pub enum BackendCommand {
         /// Its share of new flows relative to the others; 0 means none
         #[arg(long, value_name = "N", value_parser = weight)]
         weight: u32,
+        /// Only if this is still the revision that "ebb service show" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
     /// Drain a backend, then remove it
     Remove {
@@ -391,6 +415,9 @@ pub enum BackendCommand {
         /// Return only once it is gone
         #[arg(long)]
         wait: bool,
+        /// Only if this is still the revision that "ebb service show" told
+        #[arg(long, value_name = "REVISION", value_parser = revision)]
+        if_revision: Option<String>,
     },
 }
 

@@ -70,7 +70,7 @@ fn diff(out: &mut Vec<u8>, report: &ApplyReport) -> std::io::Result<()> {
     }
     match (report.changes.len(), report.dry_run) {
         (0, _) => writeln!(out, "nothing to change"),
-        (_, true) => writeln!(out, "dry run: nothing was changed"),
+        (_, true) => writeln!(out, "dry run: nothing was changed (revision {})", report.revision),
         (1, false) => writeln!(out, "1 change made"),
         (count, false) => writeln!(out, "{count} changes made"),
     }

@@ -82,7 +82,9 @@ async fn ask(command: Command, socket: &Path, client: &Client, print: Printer) -
         Command::Run(args) => run::run(&args, socket).await,
         Command::Unload(args) => unload::unload(&args, client, print).await,
         Command::Check { file } => files::check(&file, print),
-        Command::Apply { file, dry_run } => files::apply(&file, dry_run, client, print).await,
+        Command::Apply { file, dry_run, if_revision } => {
+            files::apply(&file, dry_run, &client.only_if(if_revision.as_deref()), print).await
+        }
         Command::Events { follow } => events::events(follow, client, print).await,
         Command::Decap(args) => decap::decap(&args, print).await,
         Command::Top => top::top(client).await,
@@ -108,21 +110,28 @@ async fn service(command: ServiceCommand, client: &Client, print: Printer) -> Re
         }
         ServiceCommand::List => commands::list_services(client, print).await,
         ServiceCommand::Show { name } => commands::show_service(&name, client, print).await,
-        ServiceCommand::Set { name, settings } => commands::set_service(&name, &settings, client, print).await,
-        ServiceCommand::Remove { name, now } => commands::remove_service(&name, now, client, print).await,
+        ServiceCommand::Set { name, settings, if_revision } => {
+            commands::set_service(&name, &settings, &client.only_if(if_revision.as_deref()), print).await
+        }
+        ServiceCommand::Remove { name, now, if_revision } => {
+            commands::remove_service(&name, now, &client.only_if(if_revision.as_deref()), print).await
+        }
     }
 }
 
 async fn backend(command: BackendCommand, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
-        BackendCommand::Add { service, name, address, weight } => {
+        BackendCommand::Add { service, name, address, weight, if_revision } => {
+            let client = &client.only_if(if_revision.as_deref());
             commands::add_backend(&service, &name, address, weight, client, print).await
         }
         BackendCommand::List { service } => commands::list_backends(&service, client, print).await,
-        BackendCommand::Set { service, name, weight } => {
+        BackendCommand::Set { service, name, weight, if_revision } => {
+            let client = &client.only_if(if_revision.as_deref());
             commands::set_backend(&service, &name, weight, client, print).await
         }
-        BackendCommand::Remove { service, name, now, wait } => {
+        BackendCommand::Remove { service, name, now, wait, if_revision } => {
+            let client = &client.only_if(if_revision.as_deref());
             drains::remove(&service, &name, now, wait, client, print).await
         }
     }

@@ -62,7 +62,7 @@ impl Daemon {
         if !machine::may_load_programs() {
             return Err(failed(OpenError::Privilege));
         }
-        Socket::check(socket).map_err(failed)?;
+        Socket::check(socket, &settings.access).map_err(failed)?;
         let mut signals = Signals::new()?;
         let doors = Doors::open(&settings).await?;
         let store = Store::open(&settings.state_dir).map_err(failed)?;
@@ -157,7 +157,7 @@ impl Daemon {
             state_dir: settings.state_dir.clone(),
         };
         let of_daemon = api::daemon_router(info, stop);
-        let socket = Socket::bind(socket).map_err(failed)?;
+        let socket = Socket::bind(socket, &settings.access).map_err(failed)?;
         let remote = doors
             .remote
             .map(|door| door.serve(api::remote_router(handle.clone(), of_daemon.clone()), wait_for(stopped.clone())));

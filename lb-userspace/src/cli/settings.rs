@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use super::args::{DEFAULT_STATE_DIR, Places, RunArgs};
 use crate::{
-    api::remote,
+    api::{remote, socket::Access},
     config::{
         file::{Daemon, Mode},
         remote::Remote,
@@ -22,6 +22,8 @@ pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     /// Where metrics are served, if anywhere.
     pub(super) metrics: Option<SocketAddr>,
+    /// Who may use the socket.
+    pub(super) access: Access,
     /// Who may control the daemon from other hosts, if anybody.
     pub(super) remote: Option<remote::Settings>,
     /// Who is told what happens.
@@ -38,6 +40,10 @@ impl Settings {
         Self {
             state_dir: state_dir.cloned().unwrap_or_else(default_state_dir),
             metrics: args.metrics.or(file.metrics),
+            access: Access {
+                mode: args.socket_mode.or(file.socket_mode).unwrap_or(Access::default().mode),
+                group: args.socket_group.as_ref().or(file.socket_group.as_ref()).cloned(),
+            },
             remote: file.remote.as_ref().map(Remote::settings),
             hooks: file.hooks.clone(),
             datapath: datapath::Options {

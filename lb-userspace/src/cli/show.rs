@@ -50,7 +50,7 @@ fn service_block(out: &mut impl Write, service: &ServiceStatus) -> io::Result<()
 
 /// `ebb service show`.
 pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result<()> {
-    let ServiceView { settings, backends } = service;
+    let ServiceView { revision, settings, backends } = service;
     let idle = match settings.idle_timeout_s {
         Some(idle) => idle.to_string(),
         None => "the default".to_owned(),
@@ -75,6 +75,7 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("per datagram", if settings.per_datagram { "yes" } else { "no" }.to_owned()),
         ("echo", echo(settings.echo).to_owned()),
         ("announce", if settings.announce { "yes" } else { "no" }.to_owned()),
+        ("revision", revision.clone()),
     ] {
         writeln!(out, "{what:17} {value}")?;
     }

@@ -102,6 +102,16 @@ pub fn words<T: Copy + Send + Sync + 'static>(words: &'static [(&'static str, T)
     })
 }
 
+/// A revision, as the daemon tells it.
+pub fn revision(text: &str) -> Result<String, Error> {
+    if text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(Error::Invalid(format!(
+        "'{text}' is not a revision: \"ebb service show\" and \"ebb apply --dry-run\" tell them"
+    )))
+}
+
 /// A backend's share of new flows.
 pub fn weight(text: &str) -> Result<u32, Error> {
     text.parse()

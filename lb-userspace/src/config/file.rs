@@ -12,6 +12,7 @@ use super::{
     remote::Remote,
 };
 use crate::{
+    api::socket::SocketMode,
     control::{
         Error,
         duration::{Limit, Seconds},
@@ -49,6 +50,11 @@ pub struct Daemon {
     pub max_flows: Option<u32>,
     /// Where metrics are served, e.g. `127.0.0.1:9090`.
     pub metrics: Option<SocketAddr>,
+    /// Mode of the control socket, in octal: who may write to it may do everything.
+    #[schemars(with = "Option<String>")]
+    pub socket_mode: Option<SocketMode>,
+    /// Group of the control socket, by name or number.
+    pub socket_group: Option<String>,
     /// Directory on bpffs for the pinned datapath.
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.

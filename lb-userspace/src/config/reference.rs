@@ -135,6 +135,8 @@ fn daemon_defaults() -> Value {
         "max_flows": options.max_flows,
         "pin_path": options.pin_path,
         "state_dir": args::DEFAULT_STATE_DIR,
+        "socket_mode": "0660",
+        "socket_group": "the daemon's",
     })
 }
 

@@ -19,6 +19,9 @@ pub enum Error {
     /// A guard refused; `force` overrides it.
     #[error("{0}")]
     Refused(String),
+    /// It is not any more what the request was made for.
+    #[error("{0}")]
+    Changed(String),
     /// What was waited for has not happened in time.
     #[error("{0}")]
     Timeout(String),
@@ -39,6 +42,8 @@ pub enum ErrorKind {
     Invalid,
     /// See [`Error::Refused`].
     Refused,
+    /// See [`Error::Changed`].
+    Changed,
     /// See [`Error::Timeout`].
     Timeout,
     /// See [`Error::Internal`].
@@ -53,6 +58,7 @@ impl Error {
             Self::Conflict(_) => ErrorKind::Conflict,
             Self::Invalid(_) => ErrorKind::Invalid,
             Self::Refused(_) => ErrorKind::Refused,
+            Self::Changed(_) => ErrorKind::Changed,
             Self::Timeout(_) => ErrorKind::Timeout,
             Self::Internal(_) => ErrorKind::Internal,
         }
@@ -66,6 +72,7 @@ impl Error {
             ErrorKind::Conflict => Self::Conflict(message),
             ErrorKind::Invalid => Self::Invalid(message),
             ErrorKind::Refused => Self::Refused(message),
+            ErrorKind::Changed => Self::Changed(message),
             ErrorKind::Timeout => Self::Timeout(message),
             ErrorKind::Internal => Self::Internal(message),
         }

@@ -9,6 +9,7 @@ mod error;
 pub mod hold;
 pub mod model;
 pub mod reconcile;
+pub mod revision;
 pub mod ring;
 pub mod slots;
 pub mod state;

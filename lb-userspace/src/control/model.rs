@@ -267,6 +267,9 @@ pub struct WantedService {
 /// What applying a file changes, or would change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyReport {
+    /// What `If-Match` and `--if-revision` compare with: of what there is now, a dry run having changed nothing.
+    #[serde(default)]
+    pub revision: String,
     /// True when nothing was done.
     pub dry_run: bool,
     /// In the order in which they are made; none when everything is as wanted.

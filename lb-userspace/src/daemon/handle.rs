@@ -12,6 +12,7 @@ use crate::control::{
         ApplyReport, BackendPatch, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, Event,
         FlowView, FlowsRequest, HealthSpec, ServicePatch, ServiceSpec, Status, WaitFor, WaitResult, WantedService,
     },
+    revision::Scope,
     vip::{BackendAddress, Vip},
 };
 use crate::datapath::NextHop;
@@ -21,6 +22,8 @@ use crate::datapath::NextHop;
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     targets: watch::Receiver<Arc<Vec<CheckTarget>>>,
+    /// What changes depend on.
+    only_if: Option<(Scope, Vec<String>)>,
 }
 
 /// Events from some id on: those already there, then those to come.
@@ -94,27 +97,60 @@ pub(super) enum Request {
     Counters(Reply<CountersView>),
     Advice(String, Reply<Advice>),
     Events(u64, Reply<EventStream>),
+    Revision(Scope, Reply<String>),
+    /// Only if the revision of that scope is one of these.
+    If(Scope, Vec<String>, Box<Self>),
     Check(CheckReport),
+}
+
+impl Request {
+    /// Answers a change with an error. What changes nothing is never asked for conditionally.
+    pub(super) fn refuse(self, error: Error) {
+        // Whoever asked may have gone away meanwhile.
+        match self {
+            Self::AddService(_, reply) | Self::SetService(_, _, reply) => drop(reply.send(Err(error))),
+            Self::RemoveService(_, _, reply) | Self::RemoveBackend(_, _, _, reply) => drop(reply.send(Err(error))),
+            Self::AddBackend(_, _, reply)
+            | Self::SetBackend(_, _, _, reply)
+            | Self::Activate(_, _, reply)
+            | Self::AnswerHold(_, _, _, reply) => drop(reply.send(Err(error))),
+            Self::Drain(_, _, _, reply) => drop(reply.send(Err(error))),
+            Self::DrainAddress(_, _, reply) => drop(reply.send(Err(error))),
+            Self::Apply(_, _, reply) => drop(reply.send(Err(error))),
+            _ => {}
+        }
+    }
 }
 
 impl Handle {
     pub(super) fn new(requests: mpsc::Sender<Request>, targets: watch::Receiver<Arc<Vec<CheckTarget>>>) -> Self {
-        Self { requests, targets }
+        Self { requests, targets, only_if: None }
+    }
+
+    /// The same, whose changes are refused when the revision of `scope` is none of these by then. Questions are not affected.
+    #[must_use]
+    pub fn only_if(self, scope: Scope, revisions: Vec<String>) -> Self {
+        Self { only_if: Some((scope, revisions)), ..self }
+    }
+
+    /// The revision of what is configured.
+    pub async fn revision(&self, scope: Scope) -> Result<String, Error> {
+        self.ask(|reply| Request::Revision(scope, reply)).await
     }
 
     /// Adds a service; returns it with its defaults filled in.
     pub async fn add_service(&self, spec: ServiceSpec) -> Result<ServiceSpec, Error> {
-        self.ask(|reply| Request::AddService(Box::new(spec), reply)).await
+        self.change(|reply| Request::AddService(Box::new(spec), reply)).await
     }
 
     /// Changes a service's settings.
     pub async fn set_service(&self, service: &str, patch: ServicePatch) -> Result<ServiceSpec, Error> {
-        self.ask(|reply| Request::SetService(service.to_owned(), Box::new(patch), reply)).await
+        self.change(|reply| Request::SetService(service.to_owned(), Box::new(patch), reply)).await
     }
 
     /// Drains a service's backends, removes them, then the service. Returns at once; with `now` they are cut first.
     pub async fn remove_service(&self, service: &str, now: bool) -> Result<(), Error> {
-        self.ask(|reply| Request::RemoveService(service.to_owned(), now, reply)).await
+        self.change(|reply| Request::RemoveService(service.to_owned(), now, reply)).await
     }
 
     /// All services, in the order in which they were added.
@@ -130,18 +166,18 @@ impl Handle {
 
     /// Adds a backend. It becomes active once its next hop is resolved and its checks pass.
     pub async fn add_backend(&self, service: &str, spec: BackendSpec) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::AddBackend(service.to_owned(), spec, reply)).await
+        self.change(|reply| Request::AddBackend(service.to_owned(), spec, reply)).await
     }
 
     /// Changes a backend.
     pub async fn set_backend(&self, service: &str, backend: &str, patch: BackendPatch) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::SetBackend(service.to_owned(), backend.to_owned(), patch, reply)).await
+        self.change(|reply| Request::SetBackend(service.to_owned(), backend.to_owned(), patch, reply)).await
     }
 
     /// Drains a backend, then deletes it. Returns at once; `now` cuts its flows. To wait for the end, [`Handle::wait`]
     /// for [`WaitFor::Drained`], which also answers for a backend just deleted.
     pub async fn remove_backend(&self, service: &str, backend: &str, now: bool) -> Result<(), Error> {
-        self.ask(|reply| Request::RemoveBackend(service.to_owned(), backend.to_owned(), now, reply)).await
+        self.change(|reply| Request::RemoveBackend(service.to_owned(), backend.to_owned(), now, reply)).await
     }
 
     /// A service's backends.
@@ -152,22 +188,22 @@ impl Handle {
 
     /// Starts a drain, or changes the one that runs. Once this returns no new flow goes to the backend.
     pub async fn drain(&self, service: &str, backend: &str, request: DrainRequest) -> Result<DrainStarted, Error> {
-        self.ask(|reply| Request::Drain(service.to_owned(), backend.to_owned(), request, reply)).await
+        self.change(|reply| Request::Drain(service.to_owned(), backend.to_owned(), request, reply)).await
     }
 
     /// Drains the backends with this address in every service, or, when a guard refuses one of them, none.
     pub async fn drain_address(&self, address: IpAddr, request: DrainRequest) -> Result<Vec<DrainStarted>, Error> {
-        self.ask(|reply| Request::DrainAddress(address, request, reply)).await
+        self.change(|reply| Request::DrainAddress(address, request, reply)).await
     }
 
     /// Cancels a drain, or brings a drained backend back.
     pub async fn activate(&self, service: &str, backend: &str) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply)).await
+        self.change(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply)).await
     }
 
     /// Answers a drain whose end is held. Once this returns, a heartbeat is on disk, and anything else has ended it.
     pub async fn answer_hold(&self, service: &str, backend: &str, answer: HoldAnswer) -> Result<BackendStatus, Error> {
-        self.ask(|reply| Request::AnswerHold(service.to_owned(), backend.to_owned(), answer, reply)).await
+        self.change(|reply| Request::AnswerHold(service.to_owned(), backend.to_owned(), answer, reply)).await
     }
 
     /// Waits until the latest drain is over, or until the backend is active. Answers at once when that is so already.
@@ -197,7 +233,7 @@ impl Handle {
 
     /// Makes the services and backends what `wanted` says; what it lacks is drained and then removed.
     pub async fn apply(&self, wanted: Vec<WantedService>, dry_run: bool) -> Result<ApplyReport, Error> {
-        self.ask(|reply| Request::Apply(wanted, dry_run, reply)).await
+        self.change(|reply| Request::Apply(wanted, dry_run, reply)).await
     }
 
     /// Everything, or one service.
@@ -234,6 +270,14 @@ impl Handle {
     pub async fn report_check(&self, report: CheckReport) {
         // The engine is gone only when the daemon ends, and then nobody needs the report.
         let _ = self.requests.send(Request::Check(report)).await;
+    }
+
+    async fn change<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {
+        self.ask(|reply| match &self.only_if {
+            None => request(reply),
+            Some((scope, known)) => Request::If(scope.clone(), known.clone(), Box::new(request(reply))),
+        })
+        .await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Error> {

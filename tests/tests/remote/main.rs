@@ -1,16 +1,18 @@
-//! Remote control: from other hosts, with certificates, each with the right that it was given.
+//! Who may control the balancer: on its host by the socket's mode and group, from other hosts by certificates and the right that
+//! each was given.
 
 mod authority;
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use anyhow::Result;
 use ebb_tests::{
-    lab::{Background, Output},
+    lab::{Background, Ebb, Lab, Output, Plan},
     scene::{SOON, Scene, Setting},
     wait_until,
 };
@@ -194,5 +196,68 @@ fn who_cannot_show_who_they_are_is_turned_away() -> Result<()> {
     let (answered, text) = curl(&["--tls-max", "1.2", "--cacert", &ca, "--cert", &cert, "--key", &key, &status])?;
     assert!(!answered, "{text}");
     assert!(remote.scene.ebb.log().contains("was turned away"));
+    Ok(())
+}
+
+/// Asks on the socket as another user; whether there was an answer.
+fn answers(ebb: &Ebb, user: &str, group: &str) -> Result<bool> {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", group, "--clear-groups", "curl", "-sS", "-m", "10", "--unix-socket"]);
+    let output = command.arg(ebb.socket()).arg("http://ebb/v1/services").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.success(), text.contains("\"services\""), "{output:?}");
+    Ok(output.status.success())
+}
+
+#[test]
+fn the_socket_is_its_group_s() -> Result<()> {
+    let lab = Lab::build(Plan { backends: 1, ..Plan::default() })?;
+    for (arguments, member, other) in [
+        (&[][..], false, false),
+        (&["--socket-group", "nogroup"], true, false),
+        (&["--socket-group", "nogroup", "--socket-mode", "0600"], false, false),
+        (&["--socket-mode", "0666"], true, true),
+    ] {
+        let mut ebb = Ebb::start_with(&lab, arguments)?;
+        assert_eq!(answers(&ebb, "nobody", "nogroup")?, member, "{arguments:?}: the group");
+        assert_eq!(answers(&ebb, "nobody", "daemon")?, other, "{arguments:?}: others");
+        assert!(answers(&ebb, "root", "root")?);
+        ebb.terminate()?;
+        ebb.show_log = false;
+    }
+    let mut ebb = Ebb::new(&lab, &["--socket-group", "no-such-group"])?;
+    let refused = format!("{:#}", ebb.run().expect_err("there is no such group"));
+    assert!(refused.contains("cannot give the socket to the group 'no-such-group'"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn what_changed_meanwhile_is_not_overwritten() -> Result<()> {
+    let scene = Scene::with_web(Setting::with_backends(2), &[])?;
+    let revision = |output: &Output| -> String {
+        output.stdout.split("revision").nth(1).unwrap_or_default().trim_start().chars().take(16).collect()
+    };
+    let seen = revision(&scene.ebb.ok(&["service", "show", "web"])?);
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("empty.toml");
+    fs::write(&file, "")?;
+    let file = file.to_string_lossy();
+    let planned = revision(&scene.ebb.ok(&["apply", &file, "--dry-run"])?);
+    scene.ebb.ok(&["backend", "set", "web", "b1", "--weight", "3", "--if-revision", &seen])?;
+    for stale in [
+        &["backend", "set", "web", "b1", "--weight", "5", "--if-revision", &seen][..],
+        &["backend", "remove", "web", "b1", "--if-revision", &seen],
+        &["service", "set", "web", "--drain-timeout", "5s", "--if-revision", &seen],
+        &["service", "remove", "web", "--if-revision", &seen],
+        &["apply", &file, "--if-revision", &planned],
+    ] {
+        said(&scene.ebb.cli(stale)?, 1, &["has changed: its revision is"]);
+    }
+    said(&scene.ebb.cli(&["apply", &file, "--if-revision", "latest"])?, 2, &["is not a revision"]);
+    let web = scene.ebb.status()?;
+    let web = web.service("web").expect("it is there");
+    assert!(web.backends.len() == 2 && web.backends.iter().all(|backend| backend.state == "active"), "{web:?}");
+    let planned = revision(&scene.ebb.ok(&["apply", &file, "--dry-run"])?);
+    scene.ebb.ok(&["apply", &file, "--if-revision", &planned])?;
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::{
             OutcomeCount, ServiceSpec, Status, WantedService,
         },
         reconcile::{self, Command},
+        revision::{self, Scope},
         view,
     },
     daemon::handle::{EventStream, Reply, Request},
@@ -98,6 +99,13 @@ impl Engine {
                 let result = self.then_cycle(result);
                 changed(reply, result.and_then(|()| self.backend_status(&service, &name).or(before)))
             }
+            Request::If(scope, known, request) => match revision::check(&self.balancer.services, &scope, &known) {
+                Ok(()) => return self.handle(*request),
+                Err(error) => {
+                    request.refuse(error);
+                    return None;
+                }
+            },
             Request::Apply(wanted, dry_run, reply) => changed(reply, self.apply(&wanted, dry_run)),
             other => return self.handle_question(other),
         })
@@ -112,6 +120,7 @@ impl Engine {
             Request::Status(service, reply) => told(reply, self.status(service.as_deref())),
             Request::Flows(which, reply) => told(reply, self.flows(&which)),
             Request::Advice(service, reply) => told(reply, self.advice(&service)),
+            Request::Revision(scope, reply) => told(reply, revision::of(&self.balancer.services, &scope)),
             Request::Counters(reply) => told(reply, self.counters()),
             Request::Events(after, reply) => {
                 let backlog = self.events.iter().filter(|event| event.id > after).cloned().collect();
@@ -223,7 +232,7 @@ impl Engine {
 
     fn apply(&mut self, wanted: &[WantedService], dry_run: bool) -> Result<ApplyReport, Error> {
         let steps = reconcile::plan(&self.balancer.services, wanted)?;
-        let mut report = ApplyReport { dry_run, changes: Vec::new() };
+        let mut report = ApplyReport { dry_run, ..ApplyReport::default() };
         for step in steps {
             if !dry_run {
                 self.take_step(step.command)?;
@@ -233,6 +242,7 @@ impl Engine {
         if !dry_run {
             self.then_cycle(Ok(()))?;
         }
+        report.revision = revision::of(&self.balancer.services, &Scope::All)?;
         Ok(report)
     }
 
