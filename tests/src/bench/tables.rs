@@ -1,6 +1,7 @@
 //! What the daemon does to a whole flow table, by its own code: counting, ageing, purging a backend's flows.
 
 use std::{
+    collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests_ebpf::walk;
 use lb_userspace::datapath::{
-    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Forward, NextHop, Options,
+    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, Forward, NextHop, Options,
     Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
 };
 
@@ -87,11 +88,13 @@ fn configure(datapath: &mut EbpfDatapath, generation: u32) -> Result<()> {
         on_drain_timeout: CutPolicy::Reset,
         affinity: None,
         per_datagram: false,
+        echo: Echo::Auto,
+        announce: false,
     };
     datapath.put_service(SERVICE, &service)?;
     datapath.put_backend(BACKEND, &backend(generation))?;
     datapath.put_ring(SERVICE, &vec![RingSlot { owner: Some(BACKEND), previous: None }; 4_099])?;
-    Ok(datapath.publish_vips(&[(SERVICE, &service)], &[])?)
+    Ok(datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &[])?)
 }
 
 fn backend(generation: u32) -> BackendConfig {

@@ -61,7 +61,7 @@ impl Wire {
     /// Lays it.
     pub(super) fn lay(taker: Taker) -> Result<Self> {
         let mut lab = Lab::build(Plan { backends: 0, ..Plan::default() })?;
-        lab.clear_far_ends();
+        lab.bare_far_ends();
         let mut ebpf = EbpfLoader::new().load(OBJECT).context("load the benchmark's programs")?;
         for name in ["driver", "send", "receive", "stamp"] {
             let program: &mut Xdp =

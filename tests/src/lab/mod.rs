@@ -93,7 +93,8 @@ impl Lab {
         ip(Some(&self.balancer), "link del eth0")
     }
 
-    /// Takes the programs off the switch's ends of the balancer's cables: generic mode does without, and they limit the MTU.
+    /// Takes the programs off the switch's ends of the balancer's cables: generic mode does without, and they limit the MTU;
+    /// in native mode something else must stand there, or what the balancer sends vanishes.
     pub fn bare_far_ends(&mut self) {
         self.programs.clear();
     }
@@ -117,12 +118,6 @@ impl Lab {
     pub fn bounce(&self, vip: IpAddr, backend: usize) -> Result<Attached> {
         let (from, to) = (Plan::balancer_mac(), Plan::backend_mac(backend));
         Ok(self.balancer.run(|| xdp::attach_bounce("eth0", vip, from, to))??)
-    }
-
-    /// Takes the programs off the switch's ends of the balancer's cables, to make room for others there: without any, what
-    /// the balancer sends vanishes.
-    pub(crate) fn clear_far_ends(&mut self) {
-        self.programs.clear();
     }
 
     /// Attaches a program to a device of one of the lab's hosts until the returned value is dropped.
