@@ -167,6 +167,18 @@ fn a_restart_changes_nothing() {
 }
 
 #[test]
+fn a_stepped_wall_clock_ends_nothing() {
+    let mut world = held();
+    world.now.wall += jiff::SignedDuration::from_hours(5);
+    world.cycle();
+    assert!(world.is_held(), "monotonic time decides");
+    world.now.wall -= jiff::SignedDuration::from_hours(10);
+    world.advance(60);
+    world.cycle();
+    assert_eq!(world.state(0), State::Drained);
+}
+
+#[test]
 fn a_connection_thought_over_that_speaks_again_is_waited_for() {
     let mut world = held();
     let key = world.key(0).expect("it is there");
