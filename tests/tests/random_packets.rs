@@ -1,128 +1,242 @@
-//! Random frames through the real program, each compared with the model: action, counter, backend, every byte.
+//! Random frames through the real program, in every mode, each compared with the model: action, counter, backend, every
+//! byte. And frames that are bad in every way that there is a place for.
 //!
 //! `EBB_RANDOM_PACKETS` says how many (a million for the long run), `EBB_RANDOM_SEED` where to start; both are printed.
 
-use std::{env, time::SystemTime};
+use std::{collections::BTreeMap, env, time::SystemTime};
 
 use ebb_tests::{
-    model::{BACKENDS, Fate, MISTAKES, Model, RING, Random, backend_slot, cells, frame, owner},
-    rig::{Action, Rig, Sizes},
+    model::{self, MISTAKES, Model, Random, Run, backends, cells, damaged, frame, sound},
+    packets::{Extension, Frame, Transport},
+    rig::{Cell, Mode, OWN_MAC, Protocol, Rig, leave_the_world},
 };
-use lb_common::{outcome::Outcome, ring::RingSlot};
+use lb_common::outcome::Outcome;
 
-/// How a packet of a flow may be counted: that depends on what came before, which the model leaves aside.
-const OF_A_FLOW: [Outcome; 5] =
-    [Outcome::Forwarded, Outcome::NewFlow, Outcome::Adopted, Outcome::Untracked, Outcome::Stateless];
+/// After so many packets, a few seconds' worth, all is forgotten on both sides: the program would forget fragments by and
+/// by, and no flow is to be displaced for want of room.
+const MEMORY: u64 = 20_000;
 
-/// After so many packets, a few seconds' worth, fragments are forgotten on both sides, since the program would by and by.
-const FRAGMENT_MEMORY: u64 = 20_000;
-
-/// What the program did with a frame.
-struct Run {
-    frame: Vec<u8>,
-    action: Action,
-    outcome: Outcome,
-    out: Vec<u8>,
+/// The program in the model's world, and the model.
+struct Pair {
+    rig: Rig,
+    model: Model,
+    packets: u64,
+    kinds: BTreeMap<&'static str, u64>,
 }
 
-fn set_up() -> Rig {
-    let mut rig = Rig::load(Sizes::SMALL).expect("load the program");
-    for (service, cell) in cells().into_iter().enumerate() {
-        rig.put_vip(cell.vip_entry(service as u16)).expect("room for four services");
-        rig.services.set(service as u32, cell.service_row());
-        for backend in 0..BACKENDS {
-            let slot = backend_slot(service, backend);
-            rig.backends.set(slot, cell.backend_row(slot as u8, service as u16));
-        }
-        let slots: Vec<RingSlot> = (0..RING)
-            .map(|slot| RingSlot { owner: 1 + backend_slot(service, owner(service, slot)), previous: 0 })
-            .collect();
-        rig.put_ring(service as u16, 0, &slots).expect("publish a ring");
+impl Pair {
+    fn new() -> Self {
+        leave_the_world().expect("a namespace of its own");
+        let mut rig = Rig::load(model::SIZES).expect("load the program");
+        model::set_up(&mut rig).expect("set up the world");
+        Self { rig, model: Model::new(), packets: 0, kinds: BTreeMap::new() }
     }
-    rig
+
+    fn run(&mut self, frame: Vec<u8>) -> Run {
+        if self.packets.is_multiple_of(MEMORY) {
+            self.rig.forget_fragments().expect("empty the map");
+            self.rig.flows.clear();
+            self.model.forget();
+        }
+        self.packets += 1;
+        let before = self.rig.counters();
+        let (action, out) = self.rig.run(&frame).expect("test-run");
+        let after = self.rig.counters();
+        let mut counted = Outcome::ALL.iter().filter(|&&outcome| after.outcome(outcome) != before.outcome(outcome));
+        let outcome = *counted.next().expect("every packet is counted");
+        assert_eq!(counted.next(), None, "and once");
+        *self.kinds.entry(outcome.name()).or_default() += 1;
+        Run { frame, action, outcome, out }
+    }
+
+    /// Runs the frame and holds it against the model.
+    fn try_frame(&mut self, frame: Vec<u8>, what: impl FnOnce() -> String) {
+        let run = self.run(frame);
+        if let Some(difference) = self.model.difference(&run) {
+            panic!("{}: {difference}", what());
+        }
+    }
+
+    /// A test that never gets past the first check would compare nothing.
+    fn saw(&self, outcomes: &[Outcome]) {
+        println!("{} packets: {:?}", self.packets, self.kinds);
+        for outcome in outcomes {
+            assert!(self.kinds.contains_key(outcome.name()), "no packet was counted as {}", outcome.name());
+        }
+    }
 }
 
 fn number(variable: &str, default: u64) -> u64 {
     env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
 }
 
-fn run(rig: &Rig, random: &mut Random) -> Run {
-    let frame = frame(random);
-    let before = rig.counters();
-    let (action, out) = rig.run(&frame).expect("test-run");
-    let after = rig.counters();
-    let mut counted = Outcome::ALL.iter().filter(|&&outcome| after.outcome(outcome) != before.outcome(outcome));
-    let outcome = *counted.next().expect("every packet is counted");
-    assert_eq!(counted.next(), None, "and once");
-    Run { frame, action, outcome, out }
-}
-
-/// Why the run is not what the model says, if so.
-fn difference(rig: &Rig, model: &mut Model, run: &Run) -> Option<String> {
-    let fate = model.fate(&run.frame);
-    let sent_to = |slot: u32| {
-        let row = rig.backends.get(slot);
-        let mut out = run.frame.clone();
-        out[..6].copy_from_slice(&row.dst_mac);
-        out[6..12].copy_from_slice(&row.src_mac);
-        let action = if row.ifindex == ebb_tests::rig::INGRESS { Action::Tx } else { Action::Redirect };
-        (action, out)
-    };
-    let (action, out) = match fate {
-        Fate::To(slot) | Fate::Fragment(slot) => sent_to(slot),
-        Fate::Ends(outcome) => {
-            let passes = matches!(outcome, Outcome::NotForService | Outcome::PassedMalformed | Outcome::PassedHost);
-            (if passes { Action::Pass } else { Action::Drop }, run.frame.clone())
-        }
-    };
-    let counted = match fate {
-        Fate::To(_) => OF_A_FLOW.contains(&run.outcome),
-        Fate::Fragment(_) => run.outcome == Outcome::Fragment,
-        Fate::Ends(outcome) => run.outcome == outcome,
-    };
-    let same = counted && run.action == action && (run.action == Action::Drop || run.out == out);
-    (!same).then(|| {
-        format!(
-            "the model says {fate:?}, the program {:?} and {:?}\n  in  {:02x?}\n  out {:02x?}",
-            run.action, run.outcome, run.frame, run.out
-        )
-    })
-}
-
 #[test]
 fn the_program_does_what_the_model_says() {
-    let packets = number("EBB_RANDOM_PACKETS", 20_000);
+    let packets = number("EBB_RANDOM_PACKETS", 40_000);
     let clock = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let seed = number("EBB_RANDOM_SEED", clock);
     println!("EBB_RANDOM_SEED={seed} EBB_RANDOM_PACKETS={packets}");
-    let (mut rig, mut model, mut random) = (set_up(), Model::default(), Random::new(seed));
-    let mut kinds = std::collections::BTreeMap::<&str, u64>::new();
+    let (mut pair, mut random) = (Pair::new(), Random::new(seed));
     for index in 0..packets {
-        if index % FRAGMENT_MEMORY == 0 {
-            rig.forget_fragments().expect("empty the map");
-            model.forget();
-        }
-        let run = run(&rig, &mut random);
-        *kinds.entry(run.outcome.name()).or_default() += 1;
-        if let Some(difference) = difference(&rig, &mut model, &run) {
-            panic!("packet {index} of EBB_RANDOM_SEED={seed}: {difference}");
-        }
+        let frame = frame(&mut random);
+        pair.try_frame(frame, || format!("packet {index} of EBB_RANDOM_SEED={seed}"));
     }
-    println!("{kinds:?}");
-    // A generator that reaches only the first check would compare nothing.
-    for outcome in ["not_for_service", "passed_malformed", "dropped_malformed", "new_flow", "forwarded", "fragment"] {
-        assert!(kinds.contains_key(outcome), "no packet was counted as {outcome}: {kinds:?}");
-    }
+    pair.saw(&[
+        Outcome::NotForService,
+        Outcome::PassedMalformed,
+        Outcome::DroppedMalformed,
+        Outcome::DroppedHopLimit,
+        Outcome::NewFlow,
+        Outcome::Forwarded,
+        Outcome::Adopted,
+        Outcome::RemembersOwner,
+        Outcome::Stateless,
+        Outcome::Reply,
+        Outcome::Fragment,
+    ]);
 }
 
 #[test]
 fn every_seeded_mistake_is_noticed() {
-    let (rig, mut random) = (set_up(), Random::new(1));
-    let runs: Vec<Run> = (0..20_000).map(|_| run(&rig, &mut random)).collect();
+    let (mut pair, mut random) = (Pair::new(), Random::new(1));
+    let runs: Vec<Run> = (0..MEMORY).map(|_| pair.run(frame(&mut random))).collect();
+    let mut right = Model::new();
+    assert_eq!(runs.iter().find_map(|run| right.difference(run)), None, "without a mistake there is nothing to notice");
     for mistake in MISTAKES {
         let mut model = Model::mistaken(mistake);
-        let noticed = runs.iter().position(|run| difference(&rig, &mut model, run).is_some());
+        let noticed = runs.iter().position(|run| model.difference(run).is_some());
         println!("{mistake:?} noticed at packet {noticed:?}");
         assert!(noticed.is_some(), "{mistake:?} makes no difference in {} packets", runs.len());
     }
+}
+
+/// A plain packet of every kind, and ones with all that may stand around: tags, options, extension headers.
+fn specimens(cell: Cell) -> Vec<Frame> {
+    let transport = || match cell.protocol {
+        Protocol::Tcp => Transport::tcp(ebb_tests::packets::tcp_flag::ACK, 7, 9),
+        Protocol::Udp => Transport::Udp { checksum: true },
+    };
+    let mut plain = Frame::new(cell.client(), cell.vip(), transport());
+    (plain.source_mac, plain.destination_mac) = (ebb_tests::rig::CLIENT_MAC, OWN_MAC);
+    plain.payload = vec![0x5a; 10];
+    let mut rich = plain.clone();
+    rich.tags = vec![5, 6];
+    rich.ip_options = vec![1; 8];
+    rich.extensions = vec![Extension::HopByHop, Extension::Destination];
+    rich.padding = vec![0xee; 12];
+    let mut specimens = vec![plain.clone(), rich];
+    if cell.mode == Mode::Nat {
+        let service = cells().iter().position(|other| *other == cell).expect("one of them");
+        for row in backends().iter().filter(|row| usize::from(row.service) == service) {
+            let mut reply = plain.clone();
+            reply.destination = cell.client();
+            reply.source = (std::net::IpAddr::from(row.addr), u16::from_be(row.port)).into();
+            specimens.push(reply);
+        }
+    }
+    specimens
+}
+
+#[test]
+fn frames_cut_short_at_every_byte_go_nowhere_else() {
+    let mut pair = Pair::new();
+    for cell in cells() {
+        for frame in specimens(cell) {
+            let bytes = frame.bytes();
+            for length in 14..=bytes.len() {
+                pair.try_frame(bytes[..length].to_vec(), || format!("{cell}, cut to {length}: {frame:?}"));
+            }
+        }
+    }
+    pair.saw(&[Outcome::NotForService, Outcome::PassedMalformed, Outcome::NewFlow]);
+}
+
+#[test]
+fn garbage_in_every_byte_of_the_headers_goes_nowhere_else() {
+    let mut pair = Pair::new();
+    for cell in cells() {
+        for frame in specimens(cell) {
+            let bytes = frame.bytes();
+            let headers = frame.payload_offset() + if cell.protocol == Protocol::Tcp { 20 } else { 8 };
+            // The addresses of the link layer are no business of the program's.
+            for at in 12..headers {
+                let is = bytes[at];
+                let bits = (0..8).map(|bit| is ^ 1 << bit);
+                let near =
+                    [is.wrapping_add(1), is.wrapping_sub(1), !is, 0, 1, 4, 6, 17, 44, 60, 0x45, 0x4f, 0x60, 0xff];
+                for garbage in bits.chain(near) {
+                    let mut bytes = bytes.clone();
+                    bytes[at] = garbage;
+                    pair.try_frame(bytes, || format!("{cell}, byte {at} is {garbage:#x}: {frame:?}"));
+                }
+            }
+        }
+    }
+    pair.saw(&[
+        Outcome::NotForService,
+        Outcome::PassedMalformed,
+        Outcome::DroppedMalformed,
+        Outcome::DroppedHopLimit,
+        Outcome::Forwarded,
+        Outcome::Reply,
+    ]);
+}
+
+#[test]
+fn lengths_lie_and_flags_contradict_and_nothing_goes_elsewhere() {
+    let mut pair = Pair::new();
+    let mut random = Random::new(7);
+    for cell in cells() {
+        for frame in specimens(cell) {
+            let (bytes, ip, transport) = (frame.bytes(), frame.ip_offset(), frame.payload_offset());
+            let v4 = frame.source.is_ipv4();
+            // Every header length, every value: the IP header's, the packet's, the datagram's or the segment's.
+            let own = if cell.protocol == Protocol::Tcp { [transport + 12; 2] } else { [transport + 4, transport + 5] };
+            let lengths = if v4 { [ip, ip + 2, ip + 3] } else { [ip + 4, ip + 5, ip + 41] };
+            for at in lengths.into_iter().chain(own) {
+                for value in 0..=255 {
+                    let mut bytes = bytes.clone();
+                    bytes[at] = value;
+                    pair.try_frame(bytes, || format!("{cell}, length at {at} is {value:#x}: {frame:?}"));
+                }
+            }
+            if cell.protocol == Protocol::Udp {
+                continue;
+            }
+            // Every combination of flags, on flows unknown, opening, under way and gone by.
+            for flags in 0..=255 {
+                for state in 0..4 {
+                    let mut frame = frame.clone();
+                    let client = if frame.source == cell.client() { &mut frame.source } else { &mut frame.destination };
+                    client.set_port(1000 + u16::from(flags) * 4 + state);
+                    let mut before = frame.clone();
+                    (before.source, before.destination) =
+                        (std::net::SocketAddr::new(cell.client().ip(), before_port(cell, &frame)), cell.vip());
+                    for flags in [2, 16, 1].into_iter().take(state.into()) {
+                        before.transport = Transport::tcp(flags, 6 + u32::from(flags == 16), 9);
+                        pair.try_frame(before.bytes(), || format!("{cell}, before flags: {before:?}"));
+                    }
+                    let mut bytes = frame.bytes();
+                    bytes[frame.payload_offset() + 13] = flags;
+                    pair.try_frame(bytes, || format!("{cell}, flags {flags:#x} in state {state}: {frame:?}"));
+                }
+            }
+            // And several lies at once.
+            for _ in 0..200 {
+                let mut several = damaged(&mut random, &frame);
+                if let Some(byte) = several.get_mut(ip) {
+                    *byte ^= 1;
+                }
+                pair.try_frame(several, || format!("{cell}, several lies: {frame:?}"));
+            }
+            let frame = sound(&mut random, cell).bytes();
+            pair.try_frame(frame, || format!("{cell}, sound"));
+        }
+    }
+    pair.saw(&[Outcome::PassedMalformed, Outcome::DroppedMalformed, Outcome::Stateless, Outcome::Reply]);
+}
+
+/// The client's port of a frame in either direction.
+fn before_port(cell: Cell, frame: &Frame) -> u16 {
+    if frame.source.ip() == cell.client().ip() { frame.source.port() } else { frame.destination.port() }
 }

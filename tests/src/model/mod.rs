@@ -1,35 +1,49 @@
 //! What the program must do with any frame at all, said a second time and by other means: a plain walk over bytes, with
 //! none of the program's code but the steering hash, which is a contract between nodes.
 //!
-//! The world it speaks of is one of four `dsr` services, each family and protocol, whose backends are all in service and
-//! whose rings stay as they are: then a packet's fate does not hang on what came before, but for fragments.
+//! The world it speaks of is a service of each mode, families and protocol. The last backend of each drains, without an
+//! end: some slots of the ring are still its, some remember it as their previous owner. Nothing in this world changes, so
+//! a packet's fate hangs on what came before only by fragments and by flows, and those the model remembers.
 
+mod parse;
 mod random;
+mod wire;
 
 use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{hash, outcome::Outcome, ring};
+use anyhow::Result;
+use lb_common::{
+    backend::{Backend, BackendState},
+    control::control_flag,
+    hash,
+    outcome::Outcome,
+    ring::{self, RingSlot},
+    service::{VipEntry, vip_kind},
+};
 
-pub use self::random::{Random, frame};
+use self::parse::{Ip, number};
+pub use self::random::{Random, damaged, frame, sound};
 use crate::{
     lab::FAMILIES,
-    rig::{Cell, Mode, PROTOCOLS, Protocol},
+    packets::tcp_flag::{ACK, FIN, RST, SYN},
+    rig::{Cell, MODES, Mode, PROTOCOLS, Rig, Sizes},
 };
 
-/// Backends of each service.
-pub const BACKENDS: u32 = 3;
+/// Backends of each service; the last one drains.
+pub const BACKENDS: u32 = 4;
+/// The one that drains.
+pub const DRAINING: u32 = BACKENDS - 1;
 /// Slots of each ring.
 pub const RING: u32 = 4099;
 
 /// The services, by slot.
 pub fn cells() -> Vec<Cell> {
-    FAMILIES
-        .into_iter()
-        .flat_map(|family| PROTOCOLS.map(|protocol| Cell { mode: Mode::Dsr, family, protocol }))
-        .collect()
+    let families =
+        |mode| FAMILIES.into_iter().flat_map(move |family| PROTOCOLS.map(|protocol| Cell { mode, family, protocol }));
+    MODES.into_iter().flat_map(families).collect()
 }
 
 /// Backend slot of a service's backend.
@@ -37,20 +51,78 @@ pub fn backend_slot(service: usize, backend: u32) -> u32 {
     service as u32 * BACKENDS + backend
 }
 
-/// Which backend owns a slot of a ring: mixed up, so that neighbours differ.
+/// Which backend owns a slot of a ring: mixed up, so that neighbours differ. One slot in eight is the draining one's, as
+/// if the ring had not been published yet.
 pub fn owner(service: usize, slot: u32) -> u32 {
-    (hash::mix(u64::from(slot) << 8 | service as u64) % u64::from(BACKENDS)) as u32
+    let mixed = hash::mix(u64::from(slot) << 8 | service as u64);
+    if mixed % 8 == 7 { DRAINING } else { (mixed >> 32) as u32 % DRAINING }
 }
 
+/// Whether a slot remembers that the draining backend owned it.
+pub fn remembers(service: usize, slot: u32) -> bool {
+    hash::mix(u64::from(slot) << 8 | service as u64 | 1 << 40).is_multiple_of(4)
+}
+
+/// The backends of the world, by slot.
+pub fn backends() -> Vec<Backend> {
+    let mut rows = Vec::new();
+    for (service, cell) in cells().into_iter().enumerate() {
+        for backend in 0..BACKENDS {
+            let mut row = cell.backend_row(backend_slot(service, backend) as u8, service as u16);
+            if backend == DRAINING {
+                row.state = BackendState::Draining as u8;
+            }
+            rows.push(row);
+        }
+    }
+    rows
+}
+
+/// The world as maps, on a rig of [`SIZES`].
+pub fn set_up(rig: &mut Rig) -> Result<()> {
+    rig.control.change(0, |control| control.flags |= control_flag::NAT);
+    for (service, cell) in cells().into_iter().enumerate() {
+        rig.put_vip(cell.vip_entry(service as u16))?;
+        rig.services.set(service as u32, cell.service_row());
+        let slot = |backend: u32| 1 + backend_slot(service, backend);
+        let slots: Vec<RingSlot> = (0..RING)
+            .map(|index| RingSlot {
+                owner: slot(owner(service, index)),
+                previous: if remembers(service, index) { slot(DRAINING) } else { 0 },
+            })
+            .collect();
+        rig.put_ring(service as u16, 0, &slots)?;
+    }
+    for (slot, row) in backends().into_iter().enumerate() {
+        rig.backends.set(slot as u32, row);
+        let cell = cells()[usize::from(row.service)];
+        if cell.mode == Mode::Nat {
+            let (kind, target) = (vip_kind::NAT_SOURCE, row.service.into());
+            let protocol = cell.protocol.number();
+            rig.put_vip(VipEntry { addr: row.addr, port: row.port, protocol, kind, target, pad: [0; 2] })?;
+        }
+    }
+    Ok(())
+}
+
+/// Sizes that the world fits in, with room for the flows of many packets.
+pub const SIZES: Sizes = Sizes { flow_slots: 32_768, backends: 64, services: 16, vips: 256 };
+
 /// What must become of a frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// Passed or dropped, and counted so.
     Ends(Outcome),
-    /// Sent to that backend slot as a packet of a flow, known or new.
-    To(u32),
-    /// Sent to that backend slot as a later fragment.
-    Fragment(u32),
+    /// Sent to one of those backend slots as a packet of a flow.
+    To(BTreeSet<u32>),
+    /// Sent to one of those backend slots as a later fragment.
+    Fragment(BTreeSet<u32>),
+    /// Sent back to the client as the VIP's, as a packet of a flow of that service.
+    Reply(usize),
+    /// The same as a later fragment.
+    ReplyFragment(usize),
+    /// One or the other: the flow has gone to several backends.
+    ReplyOrPass(usize),
 }
 
 /// A mistake to make on purpose: a comparison that does not notice it proves nothing.
@@ -80,10 +152,16 @@ pub enum Mistake {
     AnyProtocol,
     /// Lets a later fragment overwrite a TCP header.
     TinyFragments,
+    /// Forwards for ever.
+    NoHops,
+    /// Gives new flows to a draining backend.
+    DrainingTakesNew,
+    /// Leaves checksums as they are where addresses change.
+    StaleChecksums,
 }
 
 /// All of them.
-pub const MISTAKES: [Mistake; 12] = [
+pub const MISTAKES: [Mistake; 15] = [
     Mistake::OneTag,
     Mistake::NoOptions,
     Mistake::AnyLength,
@@ -96,180 +174,200 @@ pub const MISTAKES: [Mistake; 12] = [
     Mistake::NextSlot,
     Mistake::AnyProtocol,
     Mistake::TinyFragments,
+    Mistake::NoHops,
+    Mistake::DrainingTakesNew,
+    Mistake::StaleChecksums,
 ];
 
 /// What the fragments of a packet have in common.
 type Whose = (IpAddr, IpAddr, u32, u8);
 
+/// Whose flow: service, client.
+type Key = (usize, IpAddr, u16);
+
+/// Where later fragments go.
+#[derive(Clone, Debug)]
+enum Onward {
+    To(BTreeSet<u32>),
+    Reply(usize),
+}
+
+/// What the program did with a frame.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// The action.
+    pub action: crate::rig::Action,
+    /// As what it was counted.
+    pub outcome: Outcome,
+    /// What became of the frame.
+    pub out: Vec<u8>,
+}
+
 /// The model, with what it remembers.
 #[derive(Debug, Default)]
 pub struct Model {
     mistake: Option<Mistake>,
-    fragments: HashMap<Whose, u32>,
-}
-
-/// The IP header, as far as it matters.
-struct Ip {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    /// Where what follows begins in the frame.
-    payload: usize,
-    /// Bytes of what follows that belong to the packet.
-    length: Option<usize>,
-    /// Identification, offset in units of eight bytes, more to come.
-    piece: Option<(u32, u16, bool)>,
+    /// By backend slot.
+    backends: Vec<Backend>,
+    fragments: HashMap<Whose, Onward>,
+    /// Backends that each flow has gone to; more than one where a port was used again.
+    flows: HashMap<Key, BTreeSet<u32>>,
 }
 
 impl Model {
-    /// A model that makes a mistake.
-    pub fn mistaken(mistake: Mistake) -> Self {
-        Self { mistake: Some(mistake), ..Self::default() }
+    /// A model of the world.
+    pub fn new() -> Self {
+        Self { backends: backends(), ..Self::default() }
     }
 
-    /// Forgets the fragments seen: the program gives up waiting for them after a time.
+    /// A model that makes a mistake.
+    pub fn mistaken(mistake: Mistake) -> Self {
+        Self { mistake: Some(mistake), ..Self::new() }
+    }
+
+    /// Forgets all that came before.
     pub fn forget(&mut self) {
         self.fragments.clear();
+        self.flows.clear();
     }
 
     fn errs(&self, mistake: Mistake) -> bool {
         self.mistake == Some(mistake)
     }
 
-    /// The fate of a frame.
-    pub fn fate(&mut self, frame: &[u8]) -> Fate {
-        self.follow(frame).unwrap_or_else(Fate::Ends)
+    /// Why the run is not what it should be, if so.
+    pub fn difference(&mut self, run: &Run) -> Option<String> {
+        let (fate, ip) = self.fate(&run.frame);
+        let differs = self.compare(&fate, ip.as_ref(), run).err();
+        if let (Fate::ReplyOrPass(service), Some(ip @ Ip { piece: Some((id, ..)), .. })) = (&fate, &ip)
+            && run.outcome != Outcome::NotForService
+        {
+            self.fragments.insert(whose(ip, *id), Onward::Reply(*service));
+        }
+        self.learn(ip.as_ref(), run);
+        differs.map(|difference| {
+            format!(
+                "{difference}: the model says {fate:?}, the program {:?} and {:?}\n  in  {:02x?}\n  out {:02x?}",
+                run.action, run.outcome, run.frame, run.out
+            )
+        })
     }
 
-    fn follow(&mut self, frame: &[u8]) -> Result<Fate, Outcome> {
-        let (kind, at) = self.link(frame).ok_or(Outcome::NotForService)?;
-        let ip = match kind {
-            0x0800 => self.ipv4(frame, at),
-            0x86dd => self.ipv6(frame, at),
-            _ => return Err(Outcome::NotForService),
-        };
-        let ip = ip.ok_or(Outcome::PassedMalformed)?;
+    /// The fate of a frame.
+    fn fate(&mut self, frame: &[u8]) -> (Fate, Option<Ip>) {
+        let parsed = self.link(frame).and_then(|(kind, at)| match kind {
+            0x0800 => Some(self.ipv4(frame, at, true)),
+            0x86dd => Some(self.ipv6(frame, at, true)),
+            _ => None,
+        });
+        match parsed {
+            None => (Fate::Ends(Outcome::NotForService), None),
+            Some(None) => (Fate::Ends(Outcome::PassedMalformed), None),
+            Some(Some(ip)) => (self.follow(frame, &ip).unwrap_or_else(Fate::Ends), Some(ip)),
+        }
+    }
+
+    fn follow(&mut self, frame: &[u8], ip: &Ip) -> Result<Fate, Outcome> {
         if let Some((id, offset, _)) = ip.piece
             && offset != 0
         {
-            return self.later(&ip, id, offset);
+            return self.later(ip, id, offset);
+        }
+        if ip.protocol == 1 || ip.protocol == 58 {
+            return Err(self.icmp(frame, ip));
         }
         if ip.protocol != 6 && ip.protocol != 17 {
             return Err(Outcome::NotForService);
         }
         let ports = frame.get(ip.payload..ip.payload + 4).ok_or(Outcome::PassedMalformed)?;
-        let (client, port) = (number(&ports[..2]), number(&ports[2..]));
-        let service = self.service(&ip, port).ok_or(Outcome::NotForService)?;
-        if !self.is_sound(frame, &ip) {
+        let (source, destination) = (number(&ports[..2]), number(&ports[2..]));
+        let Some(service) = self.service(ip, destination) else {
+            return self.reply(frame, ip, source, destination);
+        };
+        if !self.is_sound(frame, ip) {
             return Err(Outcome::DroppedMalformed);
         }
-        let backend = self.steer(service, &ip, client, port);
+        let flags = if ip.protocol == 6 { frame.get(ip.payload + 13).copied() } else { None };
+        let backends = self.steer(service, ip, (source, destination), flags)?;
         if let Some((id, ..)) = ip.piece {
-            self.fragments.insert(whose(&ip, id), backend);
+            self.fragments.insert(whose(ip, id), Onward::To(backends.clone()));
         }
-        Ok(Fate::To(backend))
+        self.hops(service, ip)?;
+        Ok(Fate::To(backends))
     }
 
-    /// The EtherType behind at most two tags, and where the packet begins.
-    fn link(&self, frame: &[u8]) -> Option<(u16, usize)> {
-        let most = if self.errs(Mistake::OneTag) { 1 } else { 2 };
-        let mut at = 12;
-        for _ in 0..most {
-            if !matches!(number(frame.get(at..at + 2)?), 0x8100 | 0x88a8) {
-                break;
-            }
-            at += 4;
-        }
-        Some((number(frame.get(at..at + 2)?), at + 2))
-    }
-
-    fn ipv4(&self, frame: &[u8], at: usize) -> Option<Ip> {
-        let header = frame.get(at..at + 20)?;
-        let (version, mut words) = (header[0] >> 4, usize::from(header[0] & 15));
-        let total = usize::from(number(&header[2..4]));
-        if version != 4 || words < 5 || total < words * 4 {
-            return None;
-        }
-        if at + total > frame.len() && !self.errs(Mistake::AnyLength) {
-            return None;
-        }
-        if self.errs(Mistake::NoOptions) {
-            words = 5;
-        }
-        let place = number(&header[6..8]);
-        let (offset, more) = (place & 0x1fff, place & 0x2000 != 0);
-        let whole = offset == 0 && !more;
-        let address = |bytes: &[u8]| Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into();
-        Some(self.without_piece(Ip {
-            source: address(&header[12..16]),
-            destination: address(&header[16..20]),
-            protocol: header[9],
-            payload: at + words * 4,
-            length: total.checked_sub(words * 4),
-            piece: (!whole).then_some((number(&header[4..6]).into(), offset, more)),
-        }))
-    }
-
-    fn ipv6(&self, frame: &[u8], at: usize) -> Option<Ip> {
-        let header = frame.get(at..at + 40)?;
-        let total = 40 + usize::from(number(&header[4..6]));
-        if header[0] >> 4 != 6 || at + total > frame.len() && !self.errs(Mistake::AnyLength) {
-            return None;
-        }
-        let (mut next, mut skipped, mut piece) = (header[6], 0, None);
-        for _ in 0..if self.errs(Mistake::NoExtensions) { 0 } else { 4 } {
-            let extension = matches!(next, 0 | 44 | 60);
-            if !extension {
-                break;
-            }
-            let bytes = frame.get(at + 40 + skipped..at + 40 + skipped + 8)?;
-            if next == 44 {
-                let (place, id) = (number(&bytes[2..4]), u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));
-                let (offset, more) = (place >> 3, place & 1 != 0);
-                piece = (offset != 0 || more).then_some((id, offset, more));
-                skipped += 8;
-                next = bytes[0];
-                if offset != 0 {
-                    break;
-                }
-            } else {
-                skipped += 8 * (usize::from(bytes[1]) + usize::from(!self.errs(Mistake::ShortExtensions)));
-                next = bytes[0];
-            }
-            if skipped >= 256 {
-                return None;
-            }
-        }
-        let is_later = piece.is_some_and(|(_, offset, _)| offset != 0);
-        if matches!(next, 0 | 44 | 60) && !is_later {
-            return None;
-        }
-        let address = |bytes: &[u8]| {
-            let octets: [u8; 16] = bytes.try_into().unwrap_or_default();
-            Ipv6Addr::from(octets).into()
-        };
-        let ip = Ip {
-            source: address(&header[8..24]),
-            destination: address(&header[24..40]),
-            protocol: next,
-            payload: at + 40 + skipped,
-            length: total.checked_sub(40 + skipped),
-            piece,
-        };
-        Some(self.without_piece(ip))
-    }
-
-    fn without_piece(&self, ip: Ip) -> Ip {
-        if self.errs(Mistake::NoFragments) { Ip { piece: None, ..ip } } else { ip }
+    /// A packet must have a hop left where Ebb forwards as a router does.
+    fn hops(&self, service: usize, ip: &Ip) -> Result<(), Outcome> {
+        let router = cells()[service].mode != Mode::Dsr && !self.errs(Mistake::NoHops);
+        if router && ip.hops <= 1 { Err(Outcome::DroppedHopLimit) } else { Ok(()) }
     }
 
     /// A later fragment follows its first, unless it would overwrite the first one's TCP header.
     fn later(&self, ip: &Ip, id: u32, offset: u16) -> Result<Fate, Outcome> {
-        let backend = *self.fragments.get(&whose(ip, id)).ok_or(Outcome::NotForService)?;
+        let onward = self.fragments.get(&whose(ip, id)).ok_or(Outcome::NotForService)?;
         if ip.protocol == 6 && offset < 3 && !self.errs(Mistake::TinyFragments) {
             return Err(Outcome::DroppedFragment);
         }
-        Ok(Fate::Fragment(backend))
+        match onward {
+            Onward::To(slots) => {
+                let service = slots.first().map_or(0, |slot| (slot / BACKENDS) as usize);
+                self.hops(service, ip)?;
+                Ok(Fate::Fragment(slots.clone()))
+            }
+            Onward::Reply(service) => {
+                self.hops(*service, ip)?;
+                Ok(Fate::ReplyFragment(*service))
+            }
+        }
+    }
+
+    /// No VIP answers echoes here, and nothing is ever quoted that is a flow's: an error can only be malformed.
+    fn icmp(&self, frame: &[u8], ip: &Ip) -> Outcome {
+        let v4 = ip.source.is_ipv4();
+        let Some(header) = frame.get(ip.payload..ip.payload + 8) else { return Outcome::NotForService };
+        let is_error = if v4 { matches!(header[0], 3 | 11 | 12) } else { matches!(header[0], 1..=4) };
+        if !is_error {
+            return Outcome::NotForService;
+        }
+        let at = ip.payload + 8;
+        let quoted = if v4 { self.ipv4(frame, at, false) } else { self.ipv6(frame, at, false) };
+        match quoted {
+            None => Outcome::PassedMalformed,
+            Some(quoted) if quoted.is_later() || !matches!(quoted.protocol, 6 | 17) => Outcome::NotForService,
+            Some(quoted) if frame.len() < quoted.payload + 4 => Outcome::PassedMalformed,
+            Some(_) => Outcome::NotForService,
+        }
+    }
+
+    /// A packet from a backend's endpoint to a client that has a flow there.
+    fn reply(&mut self, frame: &[u8], ip: &Ip, source: u16, port: u16) -> Result<Fate, Outcome> {
+        let endpoint = SocketAddr::new(ip.source, source);
+        let from = self.backends.iter().position(|row| {
+            let cell = cells()[usize::from(row.service)];
+            let its = SocketAddr::new(row.addr.into(), u16::from_be(row.port));
+            cell.mode == Mode::Nat && cell.protocol.number() == ip.protocol && its == endpoint
+        });
+        let from = from.ok_or(Outcome::NotForService)?;
+        let service = from / BACKENDS as usize;
+        let first = ip.piece.is_some();
+        if ip.protocol == 6 && !self.is_sound(frame, ip) {
+            return Err(if first { Outcome::NotForService } else { Outcome::DroppedMalformed });
+        }
+        let known = self.flows.get(&(service, ip.destination, port)).filter(|known| known.contains(&(from as u32)));
+        let known = known.ok_or(Outcome::NotForService)?;
+        let only = known.len() == 1;
+        if only {
+            if let Some((id, ..)) = ip.piece {
+                self.fragments.insert(whose(ip, id), Onward::Reply(service));
+            }
+            self.hops(service, ip)?;
+            if frame.len() < ip.payload + 8 {
+                return Err(Outcome::DroppedMalformed);
+            }
+        }
+        Ok(if only { Fate::Reply(service) } else { Fate::ReplyOrPass(service) })
     }
 
     fn service(&self, ip: &Ip, port: u16) -> Option<usize> {
@@ -279,35 +377,73 @@ impl Model {
         })
     }
 
-    /// Whether the transport header agrees with the packet's length.
-    fn is_sound(&self, frame: &[u8], ip: &Ip) -> bool {
-        let Some(length) = ip.length else { return false };
-        if ip.protocol == Protocol::Udp.number() {
-            let Some(header) = frame.get(ip.payload..ip.payload + 8) else { return false };
-            let own = usize::from(number(&header[4..6]));
-            let is_first = ip.piece.is_some();
-            return length >= 8 && (self.errs(Mistake::AnyUdpLength) || own >= 8 && (own <= length || is_first));
+    /// The backends that the packet may go to: of a known flow, where that went; or else by the ring.
+    fn steer(&self, service: usize, ip: &Ip, ports: (u16, u16), flags: Option<u8>) -> Result<BTreeSet<u32>, Outcome> {
+        let opens = flags.is_none_or(opens);
+        let known = self.flows.get(&(service, ip.source, ports.0));
+        match known {
+            // A SYN on a known tuple goes where a new flow goes.
+            Some(known) if !opens || flags.is_none() => return Ok(known.clone()),
+            _ => {}
         }
-        let Some(header) = frame.get(ip.payload..ip.payload + 20) else { return false };
-        let own = usize::from(header[12] >> 4) * 4;
-        self.errs(Mistake::AnyTcpHeader) || own >= 20 && own <= length
+        let [a, b] = if self.errs(Mistake::SwappedPorts) { [ports.1, ports.0] } else { [ports.0, ports.1] };
+        let word = u32::from(a.to_be()) | u32::from(b.to_be()) << 16;
+        let hash = hash::steering(&ip.source.into(), &ip.destination.into(), word, ip.protocol);
+        let backend = self.by_ring(service, hash, !opens).ok_or(Outcome::DroppedNoBackend)?;
+        Ok([backend_slot(service, backend)].into())
     }
 
-    fn steer(&self, service: usize, ip: &Ip, client: u16, port: u16) -> u32 {
-        let [a, b] = if self.errs(Mistake::SwappedPorts) { [port, client] } else { [client, port] };
-        let ports = u32::from(a.to_be()) | u32::from(b.to_be()) << 16;
-        let hash = hash::steering(&ip.source.into(), &ip.destination.into(), ports, ip.protocol);
-        let slot = ring::slot_of(hash, RING) + u32::from(self.errs(Mistake::NextSlot));
-        backend_slot(service, owner(service, slot % RING))
+    fn by_ring(&self, service: usize, hash: u32, forgotten: bool) -> Option<u32> {
+        let slot = |hash| (ring::slot_of(hash, RING) + u32::from(self.errs(Mistake::NextSlot))) % RING;
+        if forgotten && remembers(service, slot(hash)) {
+            return Some(DRAINING);
+        }
+        let salted =
+            |attempt| if attempt == 0 { hash } else { (hash::mix(u64::from(hash) << 8 | attempt) >> 32) as u32 };
+        let owners = (0..4).map(|attempt| owner(service, slot(salted(attempt))));
+        owners.into_iter().find(|&owner| owner != DRAINING || self.errs(Mistake::DrainingTakesNew))
     }
+
+    /// Takes in which flows the program has recorded, and where.
+    fn learn(&mut self, ip: Option<&Ip>, run: &Run) {
+        let Some(ip) = ip.filter(|ip| !ip.is_later() && matches!(ip.protocol, 6 | 17)) else { return };
+        let Some(ports) = run.frame.get(ip.payload..ip.payload + 4) else { return };
+        let (client, port) = (number(&ports[..2]), number(&ports[2..]));
+        let Some(service) = self.service(ip, port) else { return };
+        let slots: BTreeSet<u32> = if sent_at_all(run.outcome) {
+            let sent = |slot: &u32| run.out[..6] == self.backends[*slot as usize].dst_mac;
+            (0..BACKENDS).map(|backend| backend_slot(service, backend)).filter(sent).collect()
+        } else if run.outcome == Outcome::DroppedHopLimit {
+            // The flow was recorded before its first packet turned out to have no hop left.
+            let flags = if ip.protocol == 6 { run.frame.get(ip.payload + 13).copied() } else { None };
+            let stateless = flags.is_some_and(|flags| flags & (SYN | RST) != 0 && !opens(flags));
+            let steered = self.steer(service, ip, (client, port), flags);
+            steered.ok().filter(|_| !stateless).unwrap_or_default()
+        } else {
+            BTreeSet::new()
+        };
+        if let (Some((id, ..)), false, true) = (ip.piece, slots.is_empty(), sent_at_all(run.outcome)) {
+            self.fragments.insert(whose(ip, id), Onward::To(slots.clone()));
+        }
+        if !slots.is_empty() && run.outcome != Outcome::Stateless {
+            self.flows.entry((service, ip.source, client)).or_default().extend(slots);
+        }
+    }
+}
+
+/// Whether the packet, one for a service, went to a backend.
+fn sent_at_all(outcome: Outcome) -> bool {
+    use Outcome::{Adopted, Forwarded, NewFlow, RemembersOwner, Stateless};
+    matches!(outcome, NewFlow | Adopted | RemembersOwner | Forwarded | Stateless)
+}
+
+/// Whether a segment with these flags opens a connection.
+fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 fn whose(ip: &Ip, id: u32) -> Whose {
     // Of IPv6 fragments only the first need name the protocol (RFC 8200, section 4.5).
     let protocol = if ip.source.is_ipv4() { ip.protocol } else { 0 };
     (ip.source, ip.destination, id, protocol)
-}
-
-fn number(bytes: &[u8]) -> u16 {
-    u16::from_be_bytes([bytes[0], bytes[1]])
 }

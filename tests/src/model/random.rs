@@ -2,10 +2,10 @@
 
 use lb_common::hash;
 
-use super::cells;
+use super::{BACKENDS, backend_slot, cells};
 use crate::{
     packets::{Extension, Frame, Piece, Transport},
-    rig::{CLIENT_MAC, OWN_MAC, Protocol},
+    rig::{CLIENT_MAC, Cell, Mode, OWN_MAC, Protocol},
 };
 
 /// A generator of numbers (SplitMix64), the same for the same seed.
@@ -32,10 +32,14 @@ impl Random {
 
 /// A frame.
 pub fn frame(random: &mut Random) -> Vec<u8> {
-    let mut frame = sound(random);
-    if random.once_in(8) {
-        frame.padding = vec![random.below(256) as u8; random.below(40) as usize];
-    }
+    let cells = cells();
+    let cell = cells[random.below(cells.len() as u64) as usize];
+    let frame = sound(random, cell);
+    damaged(random, &frame)
+}
+
+/// The frame's bytes, more often than not with damage somewhere.
+pub fn damaged(random: &mut Random, frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.bytes();
     match random.below(8) {
         0 | 1 => {}
@@ -82,10 +86,8 @@ fn damage(random: &mut Random, bytes: &mut [u8], at: usize) {
     }
 }
 
-/// A frame as a library builds it.
-fn sound(random: &mut Random) -> Frame {
-    let cells = cells();
-    let cell = cells[random.below(cells.len() as u64) as usize];
+/// A frame as a library builds it, for a service or, under `nat`, from one of its backends.
+pub fn sound(random: &mut Random, cell: Cell) -> Frame {
     let transport = match cell.protocol {
         Protocol::Tcp => {
             let flags = random.below(64) as u8;
@@ -100,8 +102,18 @@ fn sound(random: &mut Random) -> Frame {
     let mut frame = Frame::new(cell.client(), cell.vip(), transport);
     (frame.source_mac, frame.destination_mac) = (CLIENT_MAC, OWN_MAC);
     // Few enough that flows meet again.
-    frame.source.set_port(random.below(512) as u16);
-    if random.once_in(6) {
+    frame.source.set_port(random.below(48) as u16);
+    if random.once_in(16) {
+        frame.hop_limit = random.below(3) as u8;
+    }
+    frame.class = random.below(256) as u8;
+    if cell.mode == Mode::Nat && random.once_in(2) {
+        let service = cells().iter().position(|other| *other == cell).unwrap_or(0);
+        let backend = backend_slot(service, random.below(BACKENDS.into()) as u32);
+        let row = cell.backend_row(backend as u8, service as u16);
+        frame.destination = frame.source;
+        frame.source = (std::net::IpAddr::from(row.addr), u16::from_be(row.port)).into();
+    } else if random.once_in(6) {
         frame.destination.set_port([81, 443, 0, 8080][random.below(4) as usize]);
     }
     frame.tags = (0..random.below(3)).map(|tag| 100 + tag as u16).collect();
@@ -118,6 +130,9 @@ fn sound(random: &mut Random) -> Frame {
         // Few identifications, so that later fragments meet their first.
         let piece = Piece { id: random.below(8) as u32, offset: 0, more: true };
         frame.piece = Some(Piece { offset: [0, 0, 1, 2, 3, 40][random.below(6) as usize], ..piece });
+    }
+    if random.once_in(8) {
+        frame.padding = vec![random.below(256) as u8; random.below(40) as usize];
     }
     frame
 }

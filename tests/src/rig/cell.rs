@@ -137,9 +137,9 @@ impl Cell {
         }
     }
 
-    /// The service's VIP and port.
+    /// The service's VIP, which each mode has one of, and its port.
     pub fn vip(self) -> SocketAddr {
-        (Self::address(self.family, 9, 1), 80).into()
+        (Self::address(self.family, 9, 1 + self.mode as u8), 80).into()
     }
 
     /// A client, whose address and port are none of the others'.

@@ -35,7 +35,7 @@ pub use self::{
     clock::{now_ns, now_ticks, seconds},
     counters::{Counters, OUTCOME_STRIDE},
     mapped::Mapped,
-    place::{NEIGHBOUR_MAC, ROUTE_MAC, isolate},
+    place::{NEIGHBOUR_MAC, ROUTE_MAC, isolate, leave_the_world},
 };
 
 /// What the program did with a frame (include/uapi/linux/bpf.h, `enum xdp_action`).
@@ -128,7 +128,10 @@ impl Rig {
         ] {
             loader.map_max_entries(name, rows);
         }
-        let mut ebpf = loader.load(OBJECT).context("load the eBPF object (needs root and a kernel with BTF)")?;
+        let object = object()?;
+        let mut ebpf = loader
+            .load(object.as_deref().unwrap_or(OBJECT))
+            .context("load the eBPF object (needs root and a kernel with BTF)")?;
         let program: &mut Xdp = ebpf.program_mut("ebb_xdp").context("the object has no ebb_xdp")?.try_into()?;
         program.load().context("the verifier refuses ebb_xdp")?;
         let decap: &mut Xdp = ebpf.program_mut("ebb_decap").context("the object has no ebb_decap")?.try_into()?;
@@ -290,6 +293,15 @@ fn test_run(program: &Xdp, frame: &[u8], metadata: usize) -> Result<(Action, Vec
     ensure!(length <= out.len(), "the frame grew to {length} bytes");
     out.truncate(length);
     Ok((Action::from_u32(result.return_value)?, out.split_off(metadata.min(length))))
+}
+
+/// Names an object to load instead of the one built in: `cargo xtask mutants` has others to try.
+const OBJECT_VARIABLE: &str = "EBB_RIG_OBJECT";
+
+fn object() -> Result<Option<Vec<u8>>> {
+    let Some(path) = std::env::var_os(OBJECT_VARIABLE) else { return Ok(None) };
+    let read = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(Some(read))
 }
 
 /// The map called `name`, in memory.

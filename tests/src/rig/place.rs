@@ -28,9 +28,15 @@ neigh add 10.1.0.10 lladdr 02:00:00:00:0d:02 dev route nud permanent
 neigh add fd00:1::a lladdr 02:00:00:00:0d:02 dev route nud permanent
 ";
 
-/// Moves the calling thread into a namespace of its own, which ends with it. Needs root.
+/// Moves the calling thread into a namespace of its own, which ends with it, and from which no route leads anywhere. Needs
+/// root.
+pub fn leave_the_world() -> Result<()> {
+    enter_new_netns().context("make a network namespace (needs root)")
+}
+
+/// The same, but for routes to the clients.
 pub fn isolate() -> Result<()> {
-    enter_new_netns().context("make a network namespace (needs root)")?;
+    leave_the_world()?;
     ip(None, SCRIPT)?;
     for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         // The files are those of the thread's own namespace.
