@@ -5,6 +5,7 @@ mod command;
 mod dist;
 mod linker;
 mod machine;
+mod mutants;
 mod packages;
 mod record;
 mod setup;
@@ -46,6 +47,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Put mistakes into the XDP program, one at a time, and see that the tests notice (as root)
+    Mutants {
+        /// Only the first few
+        #[arg(long)]
+        quick: bool,
+    },
     /// Everything that must hold before a change lands; what .ci/run calls
     Ci,
     /// Check licences and sources of the dependencies; builds cargo-deny the first time
@@ -70,6 +77,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::test(&options),
         Task::Demo { arguments } => Err(command::become_it(test::demo()?.args(arguments))),
         Task::Bench { arguments } => Err(command::become_it(test::bench()?.args(arguments))),
+        Task::Mutants { quick } => mutants::mutants(quick),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
         Task::Dist => dist::dist(),
