@@ -34,6 +34,8 @@ const TOOLS: &[Tool] = &[
     tool("wsdump", "python3-websocket"),
     tool("dnsmasq", "dnsmasq-base"),
     tool("dig", "bind9-dnsutils"),
+    tool("chromium", "chromium"),
+    tool("chromedriver", "chromium-driver"),
     Tool { unit: Some("iperf3.service"), ..tool("iperf3", "iperf3") },
     Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];

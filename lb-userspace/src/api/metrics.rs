@@ -3,7 +3,7 @@
 //!
 //! Labels are names that the operator chose and words from fixed lists; no address and no flow ever becomes one.
 
-use std::{collections::HashSet, fmt, future::Future, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, fmt, future::Future, sync::Arc};
 
 use axum::{
     Router,
@@ -50,11 +50,6 @@ pub async fn serve(listener: TcpListener, engine: Handle, shutdown: impl Future<
         tracing::error!("metrics are no longer served: {error}");
     }
     watching.abort();
-}
-
-/// Listens for scrapers.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }
 
 async fn scrape(State(state): State<Arc<(Handle, Drains)>>, headers: HeaderMap) -> Result<impl IntoResponse, ApiError> {

@@ -12,6 +12,7 @@ mod fuzz;
 mod guard;
 pub mod metrics;
 mod openapi;
+pub mod page;
 pub mod remote;
 pub mod rights;
 mod routes;

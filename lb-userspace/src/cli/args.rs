@@ -199,6 +199,9 @@ pub struct RunArgs {
     /// Group of the socket [default: the daemon's]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
+    /// Serve a page to look at here, to whoever can connect; best 127.0.0.1:8080
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
+    pub status: Option<SocketAddr>,
     /// Directories of the datapath and of the state
     #[command(flatten)]
     pub places: Places,

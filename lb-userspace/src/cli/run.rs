@@ -8,6 +8,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use axum::Router;
 use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
@@ -24,7 +25,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    api::{self, DaemonInfo, metrics, socket::Socket},
+    api::{self, DaemonInfo, metrics, page, socket::Socket},
     config::{
         self,
         file::{self, File},
@@ -157,11 +158,16 @@ impl Daemon {
             state_dir: settings.state_dir.clone(),
         };
         let of_daemon = api::daemon_router(info, stop);
+        if let Some(listener) = doors.page {
+            let operations = api::remote_router(handle.clone(), Router::new());
+            tokio::spawn(page::serve(listener, operations, wait_for(stopped.clone())));
+        }
         let socket = Socket::bind(socket, &settings.access).map_err(failed)?;
-        let remote = doors
-            .remote
-            .map(|door| door.serve(api::remote_router(handle.clone(), of_daemon.clone()), wait_for(stopped.clone())));
-        let router = api::router(handle).merge(of_daemon);
+        let remote = doors.remote.map(|door| {
+            let operations = api::remote_router(handle.clone(), of_daemon.clone());
+            door.serve(page::with_page(operations), wait_for(stopped.clone()))
+        });
+        let router = page::on_socket(api::router(handle).merge(of_daemon));
         Ok((tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))), remote))
     }
 
@@ -225,17 +231,19 @@ fn fixed(daemon: &file::Daemon) -> (file::Daemon, Option<SocketAddr>) {
 /// Where others than those on this host are answered, taken before anything that would have to be undone.
 struct Doors {
     metrics: Option<TcpListener>,
+    page: Option<TcpListener>,
     remote: Option<Door>,
 }
 
 impl Doors {
     async fn open(settings: &Settings) -> Result<Self, Failure> {
-        let metrics = listen_for_scrapers(settings).await?;
+        let metrics = listen("metrics", settings.metrics).await?;
+        let page = listen("status", settings.status).await?;
         let remote = match &settings.remote {
             Some(remote) => Some(Door::open(remote).await?),
             None => None,
         };
-        Ok(Self { metrics, remote })
+        Ok(Self { metrics, page, remote })
     }
 }
 
@@ -290,10 +298,10 @@ fn undo(pin_path: &Path) {
     }
 }
 
-async fn listen_for_scrapers(settings: &Settings) -> Result<Option<TcpListener>, Failure> {
-    let Some(address) = settings.metrics else { return Ok(None) };
-    let listener = metrics::bind(address).await.map_err(|error| {
-        Failure::failed(format!("cannot serve metrics on {address}: {error}; choose another with --metrics"))
+async fn listen(option: &str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        Failure::failed(format!("cannot serve --{option} on {address}: {error}; choose another with --{option}"))
     })?;
     Ok(Some(listener))
 }

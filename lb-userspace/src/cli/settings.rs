@@ -24,6 +24,8 @@ pub(super) struct Settings {
     pub(super) metrics: Option<SocketAddr>,
     /// Who may use the socket.
     pub(super) access: Access,
+    /// Where the status page is served, if anywhere.
+    pub(super) status: Option<SocketAddr>,
     /// Who may control the daemon from other hosts, if anybody.
     pub(super) remote: Option<remote::Settings>,
     /// Who is told what happens.
@@ -44,6 +46,7 @@ impl Settings {
                 mode: args.socket_mode.or(file.socket_mode).unwrap_or(Access::default().mode),
                 group: args.socket_group.as_ref().or(file.socket_group.as_ref()).cloned(),
             },
+            status: args.status.or(file.status),
             remote: file.remote.as_ref().map(Remote::settings),
             hooks: file.hooks.clone(),
             datapath: datapath::Options {

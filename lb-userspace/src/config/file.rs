@@ -55,6 +55,8 @@ pub struct Daemon {
     pub socket_mode: Option<SocketMode>,
     /// Group of the control socket, by name or number.
     pub socket_group: Option<String>,
+    /// Where the status page is served, to whoever can connect and to look only, e.g. `127.0.0.1:8080`.
+    pub status: Option<SocketAddr>,
     /// Directory on bpffs for the pinned datapath.
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.
