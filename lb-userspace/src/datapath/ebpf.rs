@@ -138,7 +138,7 @@ impl EbpfDatapath {
         let mut link_macs = take_link_macs(&mut ebpf)?;
         plan.targets().for_each(|link| interfaces::put_mac(&mut link_macs, link));
         let mut datapath = Self {
-            rings: Rings::default(),
+            rings: Rings::new(options.pin_path.clone()),
             attachments: Vec::new(),
             program: program.try_clone().opening(|| "cannot duplicate a descriptor".into())?,
             mode: options.mode,

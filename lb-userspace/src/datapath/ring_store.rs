@@ -2,8 +2,9 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     sync::atomic::Ordering,
 };
 
@@ -27,8 +28,10 @@ struct Ring {
 }
 
 /// The rings in force, and some made ready.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Rings {
+    /// Where they are pinned.
+    pins: RingPins,
     by_service: HashMap<u16, Ring>,
     /// Maps that stand at half 0 of services without a ring. Putting a map in place costs a grace period of some
     /// milliseconds, and one is enough for many maps: a thousand services would else take ten seconds to restore.
@@ -56,10 +59,21 @@ pub(crate) fn word(slot: &RingSlot) -> u64 {
 }
 
 impl Rings {
+    /// None yet; they will be pinned in this directory.
+    pub(crate) fn new(directory: PathBuf) -> Self {
+        Self { pins: RingPins(directory), by_service: HashMap::new(), spares: HashMap::new() }
+    }
+
     /// Finds the ring in force again after a restart.
     pub(crate) fn adopt(&mut self, outer: BorrowedFd<'_>, service: u16, published: Published) -> io::Result<()> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "it is not where its service's row says");
-        let map = sys::inner_map(outer, published.map_index(service))?.ok_or_else(missing)?;
+        let index = published.map_index(service);
+        let id = sys::inner_map_id(outer, index)?.ok_or_else(missing)?;
+        let map = match self.pins.open(index, id) {
+            Some(map) => map,
+            // Pinned by no earlier version, which needed the right to open any map.
+            None => sys::map_by_id(id)?,
+        };
         let info = sys::map_info(map.as_fd())?;
         if info.max_entries < published.size || info.value_size as usize != size_of::<u64>() {
             return Err(missing());
@@ -102,7 +116,7 @@ impl Rings {
         let slots = match self.spares.remove(&service).filter(|spare| half == 0 && spare.rows() == size) {
             Some(spare) => spare,
             None if half == 0 => self.place_with_spares(outer, services, service, size)?,
-            None => place(outer, published.map_index(service), size)?,
+            None => self.pins.place(outer, published.map_index(service), size)?,
         };
         for (slot, &word) in slots.words().iter().zip(words) {
             slot.store(word, Ordering::Relaxed);
@@ -127,15 +141,21 @@ impl Rings {
         let free = |next: &u16| !self.by_service.contains_key(next) && !self.spares.contains_key(next);
         let next: Vec<u16> = (service.saturating_add(1)..limit).take(SPARES).filter(free).take(wanted).collect();
         if next.is_empty() {
-            return place(outer, index(service), size);
+            return self.pins.place(outer, index(service), size);
         }
         let all: Vec<u16> = std::iter::once(service).chain(next).collect();
         let maps: Vec<OwnedFd> = all.iter().map(|_| create(size)).collect::<io::Result<_>>()?;
         let indices: Vec<u32> = all.iter().map(|&service| index(service)).collect();
+        for (&index, map) in indices.iter().zip(&maps) {
+            self.pins.prepare(index, map.as_fd())?;
+        }
         if let Err(error) = sys::set_inner_maps(outer, &indices, &maps) {
             // Older kernels do it one by one only.
             tracing::debug!("rings cannot be put in place together: {error}");
-            return place(outer, index(service), size);
+            return self.pins.place(outer, index(service), size);
+        }
+        for &index in &indices {
+            self.pins.settle(index)?;
         }
         let mapped = maps.iter().map(|map| Mapped::new(map.as_fd(), size)).collect::<io::Result<Vec<_>>>()?;
         self.spares.extend(all.into_iter().zip(mapped));
@@ -159,7 +179,9 @@ impl Rings {
         }
         for half in 0..MAPS_PER_SERVICE {
             if half == 1 || !self.spares.contains_key(&service) {
-                sys::clear_inner_map(outer, Published { half, size: 1 }.map_index(service))?;
+                let index = Published { half, size: 1 }.map_index(service);
+                sys::clear_inner_map(outer, index)?;
+                self.pins.forget(index);
             }
         }
         Ok(())
@@ -177,9 +199,51 @@ fn create(size: u32) -> io::Result<OwnedFd> {
     })
 }
 
-/// Makes a map and puts it at an index of the array of rings.
-fn place(outer: BorrowedFd<'_>, index: u32, size: u32) -> io::Result<Mapped<u64>> {
-    let map = create(size)?;
-    sys::set_inner_map(outer, index, map.as_fd())?;
-    Mapped::new(map.as_fd(), size)
+/// Pins of the maps in the array of rings, by their index there. Without them a new daemon would find the maps by their numbers
+/// only, and the kernel opens a map by its number for nobody but those with `CAP_SYS_ADMIN`.
+#[derive(Debug)]
+struct RingPins(PathBuf);
+
+impl RingPins {
+    fn of(&self, index: u32) -> PathBuf {
+        self.0.join(format!("ring-{index}"))
+    }
+
+    /// The pin of a map that is about to be put at an index: who is killed between the two steps leaves either name.
+    fn aside(&self, index: u32) -> PathBuf {
+        self.0.join(format!("ring-{index}-new"))
+    }
+
+    /// The map of this number, if it is the one pinned for an index.
+    fn open(&self, index: u32, id: u32) -> Option<OwnedFd> {
+        [self.of(index), self.aside(index)].iter().find_map(|path| {
+            let map = sys::open_pin(path).ok()?;
+            (sys::map_info(map.as_fd()).ok()?.id == id).then_some(map)
+        })
+    }
+
+    fn prepare(&self, index: u32, map: BorrowedFd<'_>) -> io::Result<()> {
+        let path = self.aside(index);
+        // Left over by one who was killed between the two steps.
+        let _ = fs::remove_file(&path);
+        sys::pin(map, &path)
+    }
+
+    fn settle(&self, index: u32) -> io::Result<()> {
+        fs::rename(self.aside(index), self.of(index))
+    }
+
+    /// A pin that cannot be removed keeps a map that nobody reads; `ebb unload` tries again.
+    fn forget(&self, index: u32) {
+        let _ = fs::remove_file(self.of(index));
+    }
+
+    /// Makes a map and puts it at an index of the array of rings.
+    fn place(&self, outer: BorrowedFd<'_>, index: u32, size: u32) -> io::Result<Mapped<u64>> {
+        let map = create(size)?;
+        self.prepare(index, map.as_fd())?;
+        sys::set_inner_map(outer, index, map.as_fd())?;
+        self.settle(index)?;
+        Mapped::new(map.as_fd(), size)
+    }
 }

@@ -183,13 +183,13 @@ pub(crate) fn clear_inner_map(outer: BorrowedFd<'_>, index: u32) -> io::Result<(
     }
 }
 
-/// The map at `index` of an array of maps, if there is one.
-pub(crate) fn inner_map(outer: BorrowedFd<'_>, index: u32) -> io::Result<Option<OwnedFd>> {
+/// The number of the map at `index` of an array of maps, if there is one.
+pub(crate) fn inner_map_id(outer: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
     let mut id = 0u32;
     let mut attr = element(outer, &index, std::ptr::from_mut(&mut id) as u64);
     // SAFETY: key and value are u32 objects that outlive the call; looking up an inner map writes its 4-byte id.
     match unsafe { bpf(command::MAP_LOOKUP_ELEM, &mut attr) } {
-        Ok(_) => map_by_id(id).map(Some),
+        Ok(_) => Ok(Some(id)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
@@ -203,7 +203,8 @@ struct ById {
     open_flags: u32,
 }
 
-fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+/// Opens a map by its number, which takes `CAP_SYS_ADMIN`.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     let mut attr = ById { id, ..Zeroable::zeroed() };
     // SAFETY: the attributes hold no address.
     unsafe { bpf_fd(command::MAP_GET_FD_BY_ID, &mut attr) }
