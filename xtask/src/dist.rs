@@ -10,8 +10,8 @@ use crate::{
 };
 
 /// Builds the release binary, its manual and completions, and packs them; says where the package is.
-pub(crate) fn dist() -> Result<()> {
-    setup::ensure(setup::Needs::Build)?;
+pub(crate) fn dist(try_it: bool) -> Result<()> {
+    setup::ensure(if try_it { setup::Needs::Lab } else { setup::Needs::Build })?;
     let cargo_deb = tools::install(&tools::CARGO_DEB)?;
     generate(&test::build_release()?)?;
 
@@ -26,7 +26,13 @@ pub(crate) fn dist() -> Result<()> {
     println!("{}", command::output(Command::new("dpkg-deb").args(["--info", package]))?.trim_end());
     println!("{}", command::output(Command::new("dpkg-deb").args(["--contents", package]))?.trim_end());
     println!("\n{package}");
-    Ok(())
+    if try_it { try_package(package) } else { Ok(()) }
+}
+
+/// Installs, upgrades under traffic and removes the package, on a machine that is gone afterwards.
+fn try_package(package: &str) -> Result<()> {
+    let test = ["test", "-p", "ebb-tests", "--test", "package", "--", "--include-ignored"];
+    command::run(command::cargo().args(test).env("EBB_DEB", package))
 }
 
 /// Has the binary write its manual and completions to where the description in lb-userspace/Cargo.toml looks for them.

@@ -58,7 +58,11 @@ enum Task {
     /// Check licences and sources of the dependencies; builds cargo-deny the first time
     Deny,
     /// Build the Debian package
-    Dist,
+    Dist {
+        /// Then install, upgrade under traffic and remove it, on a machine of its own (as root)
+        #[arg(long)]
+        test: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,6 +84,6 @@ fn run(task: Task) -> Result<()> {
         Task::Mutants { quick } => mutants::mutants(quick),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
-        Task::Dist => dist::dist(),
+        Task::Dist { test } => dist::dist(test),
     }
 }

@@ -1,8 +1,14 @@
 //! A real browser without a window, driven as the WebDriver standard has it (w3.org/TR/webdriver2), on a host of the lab.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ebb_tests::{
     lab::{Lab, Namespace, Program},
     wait_until,
@@ -96,8 +102,12 @@ impl Browser {
     pub(crate) fn picture(&self, name: &str) -> Result<()> {
         let Some(directory) = std::env::var_os("EBB_PAGE_SHOTS") else { return Ok(()) };
         let picture = self.devtools("Page.captureScreenshot", &json!({ "captureBeyondViewport": true }))?;
-        let path = PathBuf::from(directory).join(format!("{name}.png.base64"));
-        Ok(std::fs::write(path, picture["data"].as_str().unwrap_or_default())?)
+        let file = File::create(PathBuf::from(directory).join(format!("{name}.png")))?;
+        let mut decode = Command::new("base64").arg("--decode").stdin(Stdio::piped()).stdout(file).spawn()?;
+        let data = picture["data"].as_str().context("a picture")?;
+        decode.stdin.take().context("its input")?.write_all(data.as_bytes())?;
+        ensure!(decode.wait()?.success(), "base64 --decode");
+        Ok(())
     }
 
     fn post(&self, command: &str, body: &Value) -> Result<Value> {
