@@ -473,10 +473,14 @@ impl Balancer {
         }
     }
 
-    /// Takes back the addition of a service that could not be put into force.
+    /// Takes back the addition of a service, with its backends, that could not be put into force.
     pub fn forget_service(&mut self, name: &str, now: Now) {
         if let Ok(at) = self.find(name) {
             let service = self.services.remove(at);
+            for entry in &service.backends {
+                self.backend_slots.free(entry.slot.0, now.mono_ns);
+                self.work.push(Work::Retire(entry.slot, entry.generation));
+            }
             self.service_slots.free(u32::from(service.slot.0), now.mono_ns);
             self.dirty.remove(&service.slot);
             self.work.push(Work::Clear(service.slot));

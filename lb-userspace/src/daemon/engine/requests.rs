@@ -233,23 +233,55 @@ impl Engine {
     fn apply(&mut self, wanted: &[WantedService], dry_run: bool) -> Result<ApplyReport, Error> {
         let steps = reconcile::plan(&self.balancer.services, wanted)?;
         let mut report = ApplyReport { dry_run, ..ApplyReport::default() };
+        let mut commands = Vec::new();
         for step in steps {
-            if !dry_run {
-                self.take_step(step.command)?;
-            }
             report.changes.extend(step.changes);
+            commands.push(step.command);
         }
         if !dry_run {
-            self.then_cycle(Ok(()))?;
+            self.take_steps(commands)?;
         }
         report.revision = revision::of(&self.balancer.services, &Scope::All)?;
         Ok(report)
     }
 
+    /// Carries commands out and puts them into force together: each publication of VIPs and each ring put in place by itself
+    /// would cost a grace period. After an error the services that were to be added are taken back.
+    fn take_steps(&mut self, commands: Vec<Command>) -> Result<(), Error> {
+        let mut added = Vec::new();
+        let taken = commands.into_iter().try_for_each(|command| {
+            let service = match &command {
+                Command::AddService(spec) => Some(spec.name.clone()),
+                _ => None,
+            };
+            self.take_step(command)?;
+            added.extend(service);
+            Ok(())
+        });
+        match taken {
+            Ok(()) => self.cycle(false).map_err(|error| {
+                self.take_back(&added);
+                self.undo(error)
+            }),
+            Err(error) => {
+                self.take_back(&added);
+                self.cycle_and_log(false);
+                Err(error)
+            }
+        }
+    }
+
+    fn take_back(&mut self, added: &[String]) {
+        let now = self.now();
+        for service in added {
+            self.balancer.forget_service(service, now);
+        }
+    }
+
     fn take_step(&mut self, command: Command) -> Result<(), Error> {
         let now = self.now();
         match command {
-            Command::AddService(spec) => self.add_service(*spec).map(drop),
+            Command::AddService(spec) => self.balancer.add_service(*spec, self.datapath.limits(), now).map(drop),
             Command::SetService(name, patch) => self.balancer.set_service(&name, *patch, now).map(drop),
             Command::RemoveService(name) => self.balancer.remove_service(&name, false, now),
             Command::AddBackends(service, specs) => self.add_backends(&service, specs),

@@ -646,6 +646,32 @@ async fn a_file_is_applied_and_what_it_lacks_is_drained() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_of_many_services_is_put_into_force_at_once_or_not_at_all() {
+    let rig = three().await;
+    let mut wanted =
+        vec![WantedService { service: service(), backends: (1..=3).map(backend).collect::<Vec<BackendSpec>>() }];
+    wanted.extend((0..50).map(|n| {
+        let mut more = service();
+        more.name = format!("more{n}");
+        more.vip = format!("10.0.1.{n}:80/tcp").parse().expect("a VIP");
+        WantedService { service: more, backends: vec![backend(1), backend(2)] }
+    }));
+    rig.kernel().failing.insert("publish_vips");
+    assert!(rig.handle.apply(wanted.clone(), false).await.is_err());
+    rig.kernel().failing.clear();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(rig.handle.services().await.expect("a list").len(), 1);
+    assert_eq!(rig.kernel().backends.values().filter(|row| row.state != BackendState::Free).count(), 3);
+
+    rig.kernel().calls.clear();
+    rig.handle.apply(wanted, false).await.expect("it is applied");
+    let publications = rig.kernel().calls.iter().filter(|call| call.starts_with("publish_vips")).count();
+    assert_eq!(publications, 1, "each is followed by a grace period");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.handle.backends("more49").await.expect("the service")[1].state, State::Active);
+}
+
+#[tokio::test(start_paused = true)]
 async fn advice_comes_from_flows_that_ended_and_counts_those_that_have_not() {
     use crate::datapath::EndedFlow;
     let rig = three().await;
