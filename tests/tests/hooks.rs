@@ -170,6 +170,7 @@ fn when_nobody_answers_the_default_stands() -> Result<()> {
     let output = stage.ebb.cli(&["drain", "web/b1", "--wait"])?;
     let took = begun.elapsed();
     assert_eq!(output.code, 0, "abandoned or not, no flow was cut: {output:?}");
+    assert!(output.stdout.contains("abandoned as its hook did not answer"), "{output:?}");
     ensure!(took >= Duration::from_secs(2), "it was held for {took:?}");
     let over = stage.ebb.backend("web/b1")?.last_drain.and_then(|last| last.held).context("it was held")?;
     assert_eq!((over.result.as_str(), over.timed_out), ("abandon", true));

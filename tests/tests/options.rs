@@ -141,7 +141,8 @@ fn idle_connections_can_be_ended_during_a_drain() -> Result<()> {
     assert_eq!(idle.tally().broken(), idle_there, "who is elsewhere too: {:?}", idle.tally());
     busy.finish_and_wait(SOON)?;
     let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
-    assert_eq!((last.outcome.as_str(), last.cut_flows), ("completed", 0), "idle is not cut");
+    let reported = (last.outcome.as_str(), last.cut_flows, last.idle_flows);
+    assert_eq!(reported, ("completed", 0, idle_there as u64), "idle is not cut");
     Ok(())
 }
 

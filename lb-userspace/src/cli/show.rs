@@ -184,12 +184,20 @@ pub(super) fn ended(drain: &LastDrain) -> String {
     let took = drain.ended_at.duration_since(drain.started_at).unsigned_abs();
     let took = took_words(took);
     let word = outcome(drain.outcome);
-    match (drain.outcome, drain.cut_flows) {
-        (Outcome::Completed | Outcome::Deadline, 0) => format!("{word} after {took}, no flow cut"),
-        (_, 0) => format!("{word} after {took}"),
-        (_, 1) => format!("{word} after {took}, 1 flow cut"),
-        (_, cut) => format!("{word} after {took}, {cut} flows cut"),
-    }
+    let cut = match (drain.outcome, drain.cut_flows) {
+        (Outcome::Completed | Outcome::Deadline, 0) => ", no flow cut".to_owned(),
+        (_, 0) => String::new(),
+        (_, 1) => ", 1 flow cut".to_owned(),
+        (_, cut) => format!(", {cut} flows cut"),
+    };
+    let idle = if drain.idle_flows > 0 { format!(", {} idle ended", drain.idle_flows) } else { String::new() };
+    let held = drain.held.as_ref().filter(|held| held.result == HoldResult::Abandon);
+    let hook = match held.map(|held| held.timed_out) {
+        None => "",
+        Some(false) => ", abandoned by its hook",
+        Some(true) => ", abandoned as its hook did not answer",
+    };
+    format!("{word} after {took}{cut}{idle}{hook}")
 }
 
 /// A running drain as the progress bar needs it.
@@ -336,6 +344,7 @@ fn rough(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::hold::Held;
 
     #[test]
     fn bytes_are_rounded_down_to_a_unit() {
@@ -360,5 +369,9 @@ mod tests {
         drain.outcome = Outcome::Deadline;
         drain.cut_flows = 2;
         assert_eq!(ended(&drain), "deadline after 42.5s, 2 flows cut");
+        drain.idle_flows = 3;
+        let since = drain.started_at;
+        drain.held = Some(Held { since, result: HoldResult::Abandon, timed_out: false });
+        assert_eq!(ended(&drain), "deadline after 42.5s, 2 flows cut, 3 idle ended, abandoned by its hook");
     }
 }

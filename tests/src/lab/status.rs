@@ -75,6 +75,7 @@ pub struct LastDrain {
     pub outcome: String,
     pub initial_flows: u64,
     pub cut_flows: u64,
+    pub idle_flows: u64,
     pub held: Option<Held>,
 }
 
