@@ -1,10 +1,13 @@
 //! The scenarios of the kernel's own benchmark of an XDP balancer (tools/testing/selftests/bpf/benchs/bench_xdp_lb.c),
-//! under names that say so. What it drops for want of support (options, fragments) Ebb treats by its own rules.
+//! under names that say so; each runs in every mode, family and protocol that it holds for, where the kernel's has a
+//! scenario for some. What it drops for want of support (options, fragments) Ebb treats by its own rules.
 
-use ebb_tests::packets::{Piece, Transport};
+use ebb_tests::packets::{Extension, Piece, Transport};
 use lb_common::outcome::Outcome;
 
-use crate::fixture::{ACKED, B0, Change, Fixture, ISN, ack, data, datagram, more, open, opens_to, pass, rst, syn, to};
+use crate::fixture::{
+    ACKED, B0, Change, Expect, Fixture, ISN, Input, ack, data, datagram, more, open, opens_to, pass, rst, syn, to,
+};
 
 /// IP protocol numbers of ICMP and ICMPv6.
 const ICMP: u8 = 1;
@@ -53,6 +56,24 @@ pub fn all() -> Vec<Fixture> {
         Fixture::new("kernel bench: options", "The kernel's drops them; here the packet is forwarded as it is.")
             .v4()
             .send(open().with(|frame| frame.ip_options = vec![1, 1, 1, 0]), opens_to(B0)),
+        Fixture::new("kernel bench: options, IPv6", "Extension headers are passed over.")
+            .v6()
+            .send(open().extensions(&[Extension::HopByHop]), opens_to(B0)),
+        Fixture::new("kernel bench: fragment", "The kernel's drops it; here a first fragment opens its flow.")
+            .send(open().long(16).piece(first), opens_to(B0)),
+        Fixture::new("kernel bench: misses, TCP", "Many flows without entries: each is placed by the ring, and once.")
+            .tcp()
+            .each(0..100, |port| (ack(ISN, ACKED).client_port(port), to(B0).as_(Outcome::Adopted)))
+            .each(0..100, |port| (data(ISN, ACKED, 16).client_port(port), to(B0))),
+        Fixture::new("kernel bench: misses, UDP", "Many flows without entries: each is placed by the ring, and once.")
+            .udp()
+            .each(0..100, |port| (datagram(16).client_port(port), opens_to(B0)))
+            .each(0..100, |port| (datagram(16).client_port(port), to(B0))),
+        Fixture::new("kernel bench: warm-up", "Every other flow is known.")
+            .tcp()
+            .each((0..100).step_by(2), |port| (syn(ISN).client_port(port), opens_to(B0)))
+            .each((0..100).step_by(2), |port| (ack(ISN + 1, ACKED).client_port(port), to(B0)))
+            .each((1..100).step_by(2), |port| (ack(ISN + 1, ACKED).client_port(port), to(B0).as_(Outcome::Adopted))),
         Fixture::new("kernel bench: truncated", "A header that is not all there passes.")
             .send(more().patched(|_, bytes| bytes.truncate(30)), pass(Outcome::PassedMalformed)),
         Fixture::new("kernel bench: many flows", "Each port its own entry; every tenth is looked at again.")
@@ -72,12 +93,16 @@ pub fn all() -> Vec<Fixture> {
 
 impl Fixture {
     /// A hundred flows, and a packet more on every tenth.
-    fn many(mut self) -> Self {
-        for n in 0..100 {
-            self = self.send(open().client_port(20_000 + n), opens_to(B0));
-        }
-        for n in (0..100).step_by(10) {
-            self = self.send(more().client_port(20_000 + n), to(B0));
+    fn many(self) -> Self {
+        self.each(0..100, |port| (open().client_port(port), opens_to(B0)))
+            .each((0..100).step_by(10), |port| (more().client_port(port), to(B0)))
+    }
+
+    /// A packet from each of the client's ports, counted from 20,000 on.
+    fn each(mut self, ports: impl Iterator<Item = u16>, packet: impl Fn(u16) -> (Input, Expect)) -> Self {
+        for port in ports {
+            let (input, expect) = packet(20_000 + port);
+            self = self.send(input, expect);
         }
         self
     }
