@@ -37,6 +37,7 @@ const TOOLS: &[Tool] = &[
     tool("chromium", "chromium"),
     tool("chromedriver", "chromium-driver"),
     Tool { unit: Some("iperf3.service"), ..tool("iperf3", "iperf3") },
+    Tool { unit: Some("prometheus.service"), ..tool("promtool", "prometheus") },
     Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];
 

@@ -198,8 +198,12 @@ impl Moment {
                 gauge(&mut metric, &labels, value(backend))?;
             }
         }
-        let counters: [BackendMetric; 3] = [
+        let counters: [BackendMetric; 5] = [
             ("backend_new_flows", "Flows opened", |backend| backend.new_flows_total),
+            ("backend_finished_flows", "Flows that were established and are over", |backend| {
+                backend.finished_flows_total
+            }),
+            ("backend_reset_flows", "Flows that an RST has ended", |backend| backend.reset_flows_total),
             ("backend_packets", "Packets forwarded to it", |backend| backend.packets_total),
             ("backend_bytes", "Bytes forwarded to it", |backend| backend.bytes_total),
         ];
@@ -278,6 +282,23 @@ impl Moment {
         encoder
             .encode_descriptor("flows_untracked", "Flows that found the table full", None, MetricType::Counter)?
             .encode_counter::<NoLabelSet, _, f64>(&flows.untracked, None)?;
+        if let Some(log) = &self.status.datapath.flow_log {
+            encoder
+                .encode_descriptor("flow_log_lines", "Lines written to the flow log", None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, f64>(&log.written, None)?;
+            encoder
+                .encode_descriptor("flow_log_lost", "Flows missing from the flow log", None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, f64>(&log.lost, None)?;
+        }
+        if let Some(program) = &self.counters.program {
+            let help = "Time that the packet path has taken, where kernel.bpf_stats_enabled counts it";
+            encoder
+                .encode_descriptor("program_run_seconds", help, None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, f64>(&program.run_time_s, None)?;
+            encoder
+                .encode_descriptor("program_runs", "Packets that took it", None, MetricType::Counter)?
+                .encode_counter::<NoLabelSet, _, f64>(&program.runs, None)?;
+        }
         let mut metric =
             encoder.encode_descriptor("packets", "Packets by what became of them", None, MetricType::Counter)?;
         for outcome in &self.counters.outcomes {

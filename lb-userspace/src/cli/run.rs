@@ -30,7 +30,13 @@ use crate::{
         self,
         file::{self, File},
     },
-    daemon::{Engine, EngineOptions, Handle, NextHopUpdate, clock::SystemClock, health, hooks, store::Store},
+    daemon::{
+        Engine, EngineOptions, Handle, NextHopUpdate,
+        clock::SystemClock,
+        flow_log::{FlowLog, FlowLogSpec, Reopen},
+        health, hooks,
+        store::Store,
+    },
     datapath::{self, EbpfDatapath, OpenError},
     net::{self, NetlinkResolver},
 };
@@ -53,6 +59,7 @@ struct Daemon {
     server: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
     remote: Option<Remote>,
+    reopen: Option<Reopen>,
     /// The file it was started with, and what that said about the daemon itself.
     config: Option<(PathBuf, file::Daemon)>,
 }
@@ -107,6 +114,8 @@ impl Daemon {
         let host = net::host::follow()
             .await
             .map_err(|error| Failure::failed(format!("cannot see the host's interfaces over netlink: {error}")))?;
+        let flow_log = settings.flow_log.clone().map(open_flow_log).transpose()?;
+        let reopen = flow_log.as_ref().map(FlowLog::reopener);
         let (engine, handle) = Engine::start(EngineOptions {
             datapath: Box::new(datapath),
             resolver: Box::new(resolver),
@@ -114,6 +123,7 @@ impl Daemon {
             host,
             store,
             clock: Arc::new(SystemClock),
+            flow_log,
         })
         .map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
@@ -126,7 +136,7 @@ impl Daemon {
         let answering =
             applied.and_then(|()| Self::begin(settings, socket, doors, handle.clone(), stop.clone(), stopped));
         match answering {
-            Ok((server, remote)) => Ok(Self { handle, engine, server, stop, remote, config }),
+            Ok((server, remote)) => Ok(Self { handle, engine, server, stop, remote, reopen, config }),
             Err(failure) => {
                 stop.send_replace(true);
                 join(engine).await;
@@ -189,6 +199,9 @@ impl Daemon {
 
     /// A file that is wrong changes nothing: what is wrong is logged, and the daemon goes on with what it has.
     async fn reload(&self) {
+        if let Some(log) = &self.reopen {
+            log.reopen();
+        }
         let Some((path, daemon)) = &self.config else {
             tracing::warn!("SIGHUP: started without a file, so there is none to read again");
             return;
@@ -277,6 +290,13 @@ async fn join(engine: JoinHandle<()>) {
     if !matches!(joined, Ok(Ok(()))) {
         tracing::error!("the engine ended badly; the state is as it was last saved");
     }
+}
+
+fn open_flow_log(spec: FlowLogSpec) -> Result<FlowLog, Failure> {
+    let path = spec.path.clone();
+    FlowLog::open(spec).map_err(|error| {
+        Failure::failed(format!("cannot write the flow log {}: {error}; see [daemon.flow_log]", path.display()))
+    })
 }
 
 async fn tell_hooks(handle: Handle, settings: Settings, stopped: impl Future<Output = ()>) {

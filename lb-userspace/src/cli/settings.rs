@@ -9,7 +9,7 @@ use crate::{
         file::{Daemon, Mode},
         remote::Remote,
     },
-    daemon::hooks::HookSpec,
+    daemon::{flow_log::FlowLogSpec, hooks::HookSpec},
     datapath,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) status: Option<SocketAddr>,
     /// Who may control the daemon from other hosts, if anybody.
     pub(super) remote: Option<remote::Settings>,
+    /// Where flows that are over are told, if anywhere.
+    pub(super) flow_log: Option<FlowLogSpec>,
     /// Who is told what happens.
     pub(super) hooks: Vec<HookSpec>,
 }
@@ -48,6 +50,7 @@ impl Settings {
             },
             status: args.status.or(file.status),
             remote: file.remote.as_ref().map(Remote::settings),
+            flow_log: file.flow_log.clone(),
             hooks: file.hooks.clone(),
             datapath: datapath::Options {
                 interfaces: interfaces.clone(),

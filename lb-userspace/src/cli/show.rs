@@ -305,7 +305,11 @@ fn datapath(out: &mut impl Write, datapath: &DatapathStatus) -> io::Result<()> {
         flows.closing,
         flows.untracked,
         flows.capacity,
-    )
+    )?;
+    if let Some(log) = &datapath.flow_log {
+        writeln!(out, "flow log: {} lines written, {} lost", log.written, log.lost)?;
+    }
+    Ok(())
 }
 
 fn bytes(count: u64) -> String {

@@ -21,7 +21,7 @@ use crate::{
         validate,
         vip::{BackendAddress, Vip, check_name},
     },
-    daemon::hooks::HookSpec,
+    daemon::{flow_log::FlowLogSpec, hooks::HookSpec},
     datapath::{CutPolicy, Echo, Forward},
 };
 
@@ -61,6 +61,8 @@ pub struct Daemon {
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot.
     pub state_dir: Option<PathBuf>,
+    /// Where flows that are over are told.
+    pub flow_log: Option<FlowLogSpec>,
     /// Who may control the daemon from other hosts.
     pub remote: Option<Remote>,
     /// Who is told what happens to backends.

@@ -15,12 +15,14 @@ const INTRODUCTION: &str = "# The configuration file\n\n\
     number of seconds. With a file, the services are exactly those in it: what it lacks is drained, and then removed.\n\n\
     This page is generated from the program's own types (`EBB_WRITE_DOCS=1 cargo test -p lb-userspace reference`).\n";
 
+const FLOW_LOG_TEXT: &str = "A line of JSON for each TCP connection or datagram flow that is over. Nothing is logged without this block; a \
+    change takes a restart. The file is begun anew when it was moved away, and on SIGHUP.";
 const REMOTE_TEXT: &str = "Remote control: the operations of the socket over TCP with mutual TLS (1.3). Without this block \
     nothing listens. The certificates and the list of clients are read again on SIGHUP; another `listen` takes a restart.";
 const CLIENT_TEXT: &str = "One block for each certificate that may do something; the first whose name fits counts.";
 
 /// Keys that are blocks.
-const BLOCKS: [&str; 5] = ["backend", "client", "health_check", "hook", "remote"];
+const BLOCKS: [&str; 6] = ["backend", "client", "flow_log", "health_check", "hook", "remote"];
 
 /// The whole page, in Markdown.
 pub fn page() -> String {
@@ -29,6 +31,7 @@ pub fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     let sections = [
         ("Daemon", "[daemon]", "How the daemon runs. A flag of `ebb run` wins over its key.", daemon_defaults()),
+        ("FlowLogSpec", "[daemon.flow_log]", FLOW_LOG_TEXT, json!({ "sample": 1, "services": [] })),
         ("Remote", "[daemon.remote]", REMOTE_TEXT, json!({})),
         ("RemoteClient", "[[daemon.remote.client]]", CLIENT_TEXT, json!({ "addresses": "the caller's" })),
         ("HookSpec", "[[daemon.hook]]", "One block for each hook; a change takes a restart.", hook_defaults()),

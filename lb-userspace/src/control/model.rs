@@ -418,6 +418,12 @@ pub struct BackendStatus {
     pub active_flows: u64,
     /// Flows ever opened on it.
     pub new_flows_total: u64,
+    /// Flows that were established and are over.
+    #[serde(default)]
+    pub finished_flows_total: u64,
+    /// Flows that an RST has ended.
+    #[serde(default)]
+    pub reset_flows_total: u64,
     /// Packets ever forwarded to it.
     pub packets_total: u64,
     /// Bytes ever forwarded to it.
@@ -461,6 +467,18 @@ pub struct DatapathStatus {
     pub interfaces: Vec<InterfaceStatus>,
     /// The flow table.
     pub flows: FlowTotals,
+    /// The flow log, where there is one.
+    #[serde(default)]
+    pub flow_log: Option<FlowLogStatus>,
+}
+
+/// What became of the lines of the flow log since the daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlowLogStatus {
+    /// Lines written.
+    pub written: u64,
+    /// Flows whose lines the disk did not take, or whose backend is not known any more.
+    pub lost: u64,
 }
 
 /// An interface in a [`Status`].
@@ -545,10 +563,22 @@ pub struct FlowView {
 }
 
 /// The packet path's counts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CountersView {
     /// Packets by outcome.
     pub outcomes: Vec<OutcomeCount>,
+    /// The program's running time, where the kernel counts it (`sysctl kernel.bpf_stats_enabled=1`).
+    #[serde(default)]
+    pub program: Option<ProgramRuns>,
+}
+
+/// How long the packet path has run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgramRuns {
+    /// All together, on all CPUs.
+    pub run_time_s: f64,
+    /// For so many packets.
+    pub runs: u64,
 }
 
 /// Packets of one outcome.

@@ -27,7 +27,7 @@ pub fn status(
         .iter()
         .map(|interface| InterfaceStatus { name: interface.name.clone(), mode: interface.mode.clone() })
         .collect();
-    Ok(Status { services, datapath: DatapathStatus { interfaces, flows } })
+    Ok(Status { services, datapath: DatapathStatus { interfaces, flows, flow_log: None } })
 }
 
 fn service(service: &Service, now: Now) -> ServiceStatus {
@@ -55,6 +55,8 @@ pub fn backend(entry: &Entry, now: Now) -> BackendStatus {
         removing: machine.removing,
         active_flows: machine.live,
         new_flows_total: totals.new_flows,
+        finished_flows_total: entry.finished,
+        reset_flows_total: totals.resets,
         packets_total: totals.packets,
         bytes_total: totals.bytes,
         drain: machine.drain.as_ref().map(|drain| drain.status(now)),

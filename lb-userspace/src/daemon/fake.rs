@@ -348,6 +348,7 @@ impl Datapath for FakeDatapath {
     fn counters(&mut self) -> Result<Counters, DatapathError> {
         let kernel = self.kernel();
         Ok(Counters {
+            program: None,
             backends: kernel.counters.iter().map(|(slot, counters)| (*slot, *counters)).collect(),
             outcomes: vec![("forwarded", 7)],
         })
@@ -475,6 +476,7 @@ impl Rig {
             host: watched,
             store: Store::open(directory.path()).expect("a store"),
             clock: clock.clone(),
+            flow_log: None,
         };
         let (engine, handle) = Engine::start(options).expect("the engine starts");
         let (stop, stopped) = tokio::sync::oneshot::channel();

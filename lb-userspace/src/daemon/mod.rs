@@ -5,6 +5,7 @@ mod command;
 mod engine;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod flow_log;
 mod handle;
 pub mod health;
 pub mod hooks;

@@ -16,7 +16,7 @@ use super::{
     attach::{self, Attachment, Mode},
     clock,
     error::{OpenError, While as _},
-    flows::Tally,
+    flows::{Tally, Tap},
     interfaces::{self, LinkMacs},
     log::ProgramLog,
     maps::{Maps, Sizes},
@@ -105,6 +105,8 @@ pub struct EbpfDatapath {
     pub(super) highest_backend: u32,
     /// Kept from sweep to sweep, for its memory.
     pub(super) tallies: Vec<Tally>,
+    /// Where flows that are over are kept for the log, where there is one.
+    pub(super) tap: Option<Tap>,
     log: Option<ProgramLog>,
 }
 
@@ -150,6 +152,7 @@ impl EbpfDatapath {
             unsettled: BTreeSet::new(),
             highest_backend: 0,
             tallies: Vec::new(),
+            tap: None,
             log: take_log(&mut ebpf),
             maps,
             pins,

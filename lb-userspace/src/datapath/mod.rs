@@ -41,6 +41,7 @@ pub use unload::{Unloaded, unload, unload_any_layout};
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     time::Duration,
 };
 
@@ -275,10 +276,36 @@ pub struct Sweep {
 pub struct EndedFlow {
     /// Its service.
     pub service: ServiceSlot,
+    /// Its backend.
+    pub backend: BackendSlot,
+    /// The backend's generation.
+    pub generation: u32,
     /// From its first packet until it finished; one that fell silent lasted until its idle timeout.
     pub length_ms: u32,
     /// It was cut: left alone it would have lasted longer.
     pub cut: bool,
+}
+
+/// How a flow ended, as far as the table shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowEnd {
+    /// Both ends, or the one that is seen, said goodbye.
+    Fin,
+    /// One end reset it.
+    Rst,
+    /// It fell silent.
+    Idle,
+    /// It was cut.
+    Cut,
+}
+
+/// A flow that is over, for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoggedFlow {
+    /// The flow as it last was.
+    pub flow: FlowRecord,
+    /// How it ended.
+    pub end: FlowEnd,
 }
 
 /// What a cut did.
@@ -343,6 +370,9 @@ pub struct BackendCounters {
     pub packets: u64,
     /// Bytes forwarded to it.
     pub bytes: u64,
+    /// Flows that an RST has ended.
+    #[serde(default)]
+    pub resets: u64,
 }
 
 /// Everything the packet path counts.
@@ -352,6 +382,8 @@ pub struct Counters {
     pub backends: Vec<(BackendSlot, BackendCounters)>,
     /// Packets by outcome, in the order of the outcome list.
     pub outcomes: Vec<(&'static str, u64)>,
+    /// How long the program has run and how often, where the kernel counts that (`kernel.bpf_stats_enabled`).
+    pub program: Option<(Duration, u64)>,
 }
 
 /// An interface the program is attached to.
@@ -451,6 +483,15 @@ pub enum DatapathError {
 ///
 /// The order of a drain's start is the caller's: `set_backend_state(Draining)`, ring, `grace`, `sweep`.
 pub trait Datapath: Send {
+    /// Keeps flows that are over for [`Datapath::take_logged`]: one in so many. None are kept unless this is called.
+    fn log_flows(&mut self, _sample: NonZeroU16) {}
+
+    /// Flows that established themselves and have been taken out of the table since the last call, and how many there were no
+    /// room for.
+    fn take_logged(&mut self) -> (Vec<LoggedFlow>, u64) {
+        (Vec::new(), 0)
+    }
+
     /// How many rows there are.
     fn limits(&self) -> Limits;
 

@@ -1,10 +1,11 @@
 //! What the engine asks of the packet path, done on its maps.
 
-use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, os::fd::AsFd as _, sync::atomic::Ordering};
 
+use aya::programs::ProgramInfo;
 use bytemuck::Zeroable as _;
 use lb_common::{
-    backend::{Backend, BackendState as State},
+    backend::{Backend, BackendState as State, BackendStats},
     control::control_flag,
     flow::{FlowEntry, Meta, Phase, flow_flag},
     outcome::Outcome,
@@ -14,12 +15,13 @@ use lb_common::{
 
 use super::{
     Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters, CutPolicy, CutReport,
-    Datapath, DatapathError, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceChange, InterfaceInfo,
-    Limits, NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
+    Datapath, DatapathError, FlowEnd, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceChange,
+    InterfaceInfo, Limits, LoggedFlow, NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep,
+    clock,
     ebpf::EbpfDatapath,
     error::While as _,
-    flows::{CutList, Facts, Scan, Tally},
-    ring_store, rows, vips,
+    flows::{CutList, Facts, Scan, Tally, Tap},
+    pins, ring_store, rows, vips,
 };
 use crate::net::links::Link;
 
@@ -156,6 +158,16 @@ impl Datapath for EbpfDatapath {
         Ok(Sweep { ended, ..sweep })
     }
 
+    fn log_flows(&mut self, sample: NonZeroU16) {
+        self.tap = Some(Tap::new(sample));
+    }
+
+    fn take_logged(&mut self) -> (Vec<LoggedFlow>, u64) {
+        let now_ns = clock::coarse_ns();
+        let (flows, missed) = self.tap.as_ref().map(Tap::empty).unwrap_or_default();
+        (flows.iter().map(|(meta, flow)| logged(*meta, flow, now_ns)).collect(), missed)
+    }
+
     fn purge(&mut self, slot: BackendSlot, generation: u32) -> Result<u64, DatapathError> {
         let facts = Facts::default();
         Ok(self.scan(&facts, clock::coarse_ns()).purge(slot.0, generation))
@@ -218,13 +230,15 @@ impl Datapath for EbpfDatapath {
             .map(|slot| (BackendSlot(slot), self.maps.stats_of(slot)))
             .filter(|(_, stats)| stats.packets != 0 || stats.new_flows != 0)
             .map(|(slot, stats)| {
-                let counters =
-                    BackendCounters { new_flows: stats.new_flows, packets: stats.packets, bytes: stats.bytes };
-                (slot, counters)
+                let BackendStats { new_flows, packets, bytes, resets } = stats;
+                (slot, BackendCounters { new_flows, packets, bytes, resets })
             })
             .collect();
         let outcomes = (0..).zip(Outcome::ALL).map(|(n, outcome)| (outcome.name(), self.maps.outcome(n))).collect();
-        Ok(Counters { backends, outcomes })
+        // Where the kernel does not count, it says that the program has never run.
+        let program = ProgramInfo::from_pin(self.pins.path().join(pins::PROGRAM)).ok();
+        let program = program.map(|info| (info.run_time(), info.run_count())).filter(|(_, runs)| *runs > 0);
+        Ok(Counters { backends, outcomes, program })
     }
 
     fn follow_links(&mut self, links: &[Link]) -> Vec<InterfaceChange> {
@@ -283,7 +297,7 @@ impl EbpfDatapath {
     }
 
     fn scan<'a>(&'a self, facts: &'a Facts, now_ns: u64) -> Scan<'a> {
-        Scan { table: self.maps.flow_table(), facts, now_ns }
+        Scan { table: self.maps.flow_table(), facts, now_ns, log: self.tap.as_ref() }
     }
 
     fn report(&self, now_ns: u64, tallies: &[Tally]) -> Sweep {
@@ -327,7 +341,7 @@ impl EbpfDatapath {
         if policy == CutPolicy::Reset && !marked.is_empty() {
             self.grace()?;
             let row = self.backend(slot)?;
-            let scan = Scan { table: self.maps.flow_table(), facts: &facts, now_ns };
+            let scan = Scan { table: self.maps.flow_table(), facts: &facts, now_ns, log: None };
             let flows = marked.iter().filter_map(|&index| scan.flow(index));
             let flows: Vec<(Meta, FlowEntry)> = flows.filter(|(meta, _)| meta.any(flow_flag::CUT)).collect();
             self.resets.send(&self.maps, &row, generation, &flows);
@@ -341,8 +355,20 @@ fn before(now_ns: u64, age: u32) -> u64 {
     now_ns.saturating_sub(u64::from(age) << TICK_SHIFT)
 }
 
+/// What a flow that is over was.
+fn logged(meta: Meta, flow: &FlowEntry, now_ns: u64) -> LoggedFlow {
+    let goodbye = meta.flags() & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED
+        || (meta.any(flow_flag::CLIENT_FIN) && !meta.any(flow_flag::BOTH_WAYS));
+    let end = match () {
+        () if meta.any(flow_flag::CUT) => FlowEnd::Cut,
+        () if meta.any(flow_flag::RST) => FlowEnd::Rst,
+        () if goodbye => FlowEnd::Fin,
+        () => FlowEnd::Idle,
+    };
+    LoggedFlow { flow: recorded(meta, flow, FlowState::Closing, now_ns), end }
+}
+
 fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<FlowRecord> {
-    let now = time::ticks(now_ns);
     let state = match phase {
         Phase::Opening => FlowState::Opening,
         Phase::Established => FlowState::Established,
@@ -350,7 +376,12 @@ fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<Flo
         Phase::Closing => FlowState::Closing,
         Phase::Provisional | Phase::Cut | Phase::Dead => return None,
     };
-    Some(FlowRecord {
+    Some(recorded(meta, flow, state, now_ns))
+}
+
+fn recorded(meta: Meta, flow: &FlowEntry, state: FlowState, now_ns: u64) -> FlowRecord {
+    let now = time::ticks(now_ns);
+    FlowRecord {
         protocol: if meta.any(flow_flag::DATAGRAM) { Protocol::Udp } else { Protocol::Tcp },
         client: (std::net::IpAddr::from(flow.client), u16::from_be(flow.port_service as u16)).into(),
         service: ServiceSlot((flow.port_service >> 16) as u16),
@@ -359,5 +390,5 @@ fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<Flo
         state,
         created_ns: before(now_ns, time::age(now, flow.started)),
         last_seen_ns: before(now_ns, time::age(now, meta.last_seen())),
-    })
+    }
 }

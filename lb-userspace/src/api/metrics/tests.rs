@@ -5,15 +5,18 @@ use super::*;
 fn moment() -> Moment {
     let status = r#"{"services":[{"name":"web","vip":"10.0.0.100:80/tcp","forward":"dsr","drain_timeout_s":300,
         "on_drain_timeout":"reset","backends":[{"name":"web-1","address":"10.0.0.11","weight":1,"state":"draining",
-        "reason":"asked","since":"2026-01-01T00:00:00Z","removing":false,"active_flows":7,"new_flows_total":9,
+        "reason":"asked","since":"2026-01-01T00:00:00Z","removing":false,"active_flows":7,"new_flows_total":9,"reset_flows_total":3,"finished_flows_total":5,
         "packets_total":100,"bytes_total":6400,"drain":{"started_at":"2026-01-01T00:00:00Z","deadline":null,
         "remaining_s":41.5,"initial_flows":9,"remaining_flows":7,"on_timeout":"reset","idle_flows":0,
         "oldest_flow_s":null,"rate_per_s":null,"estimate_s":null},"last_drain":null}]}],
         "datapath":{"interfaces":[{"name":"eth0","mode":"native"}],
-        "flows":{"live":7,"opening":1,"closing":2,"untracked":0,"capacity":65536}}}"#;
+        "flows":{"live":7,"opening":1,"closing":2,"untracked":0,"capacity":65536},"flow_log":{"written":8,"lost":1}}}"#;
     Moment {
         status: serde_json::from_str(status).expect("a status"),
-        counters: serde_json::from_str(r#"{"outcomes":[{"name":"forwarded","packets":100}]}"#).expect("counters"),
+        counters: serde_json::from_str(
+            r#"{"outcomes":[{"name":"forwarded","packets":100}],"program":{"run_time_s":0.5,"runs":100}}"#,
+        )
+        .expect("counters"),
     }
 }
 
@@ -39,6 +42,12 @@ fn a_page_has_what_a_dashboard_needs() {
         r#"ebb_backend_state{service="web",backend="web-1",state="draining"} 1"#,
         r#"ebb_service_active_backends{service="web"} 0"#,
         r#"ebb_drain_remaining_seconds{service="web",backend="web-1"} 41.5"#,
+        r#"ebb_backend_reset_flows_total{service="web",backend="web-1"} 3"#,
+        r#"ebb_backend_finished_flows_total{service="web",backend="web-1"} 5"#,
+        "ebb_flow_log_lines_total 8",
+        "ebb_flow_log_lost_total 1",
+        "ebb_program_run_seconds_total 0.5",
+        "ebb_program_runs_total 100",
         r#"ebb_packets_total{outcome="forwarded"} 100"#,
         r#"ebb_flows{state="closing"} 2"#,
         r#"ebb_drains_total{service="web",outcome="deadline"} 1"#,

@@ -203,6 +203,7 @@ impl Balancer {
             baseline: BackendCounters::default(),
             carried: BackendCounters::default(),
             counted: BackendCounters::default(),
+            finished: 0,
             flows: None,
         });
         self.departed.retain(|departed| departed.service != service || departed.backend != name);
@@ -409,11 +410,16 @@ impl Balancer {
         }
         let mut lengths: HashMap<_, _> =
             self.services.iter_mut().map(|service| (service.slot, &mut service.lengths)).collect();
+        let mut finished: HashMap<_, u64> = HashMap::new();
         for flow in ended {
+            *finished.entry((flow.backend, flow.generation)).or_default() += 1;
             if let Some(lengths) = lengths.get_mut(&flow.service) {
                 let histogram = if flow.cut { &mut lengths.cut } else { &mut lengths.ended };
                 histogram.record(flow.length_ms);
             }
+        }
+        for entry in self.services.iter_mut().flat_map(|service| &mut service.backends) {
+            entry.finished += finished.get(&(entry.slot, entry.generation)).copied().unwrap_or(0);
         }
     }
 

@@ -69,6 +69,9 @@ pub struct Entry {
     pub carried: BackendCounters,
     /// What the row's counters said at the latest reading.
     pub counted: BackendCounters,
+    /// Established flows of it that were found to be over.
+    #[serde(default)]
+    pub finished: u64,
     /// Its flows at the latest look.
     #[serde(skip)]
     pub flows: Option<BackendFlows>,
@@ -82,6 +85,7 @@ impl Entry {
             new_flows: since(self.counted.new_flows, self.baseline.new_flows, self.carried.new_flows),
             packets: since(self.counted.packets, self.baseline.packets, self.carried.packets),
             bytes: since(self.counted.bytes, self.baseline.bytes, self.carried.bytes),
+            resets: since(self.counted.resets, self.baseline.resets, self.carried.resets),
         }
     }
 

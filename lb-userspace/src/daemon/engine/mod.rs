@@ -29,6 +29,7 @@ use host::Announcements;
 
 use super::{
     clock::Clock,
+    flow_log::FlowLog,
     handle::{CheckTarget, Handle, Reply, Request, Way},
     resolver::{NextHopUpdate, Resolver},
     store::{Store, StoreError},
@@ -86,6 +87,8 @@ pub struct EngineOptions {
     pub store: Store,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
+    /// Where flows that are over are told, if anywhere.
+    pub flow_log: Option<FlowLog>,
 }
 
 /// Why the engine could not start.
@@ -126,6 +129,7 @@ pub struct Engine {
     subscribers: broadcast::Sender<Arc<Event>>,
     targets: watch::Sender<Arc<Vec<CheckTarget>>>,
     waiters: Vec<Waiter>,
+    flow_log: Option<FlowLog>,
 }
 
 /// What the datapath has been told.
@@ -176,7 +180,11 @@ impl Engine {
             subscribers: broadcast::Sender::new(EVENT_LAG),
             targets,
             waiters: Vec::new(),
+            flow_log: options.flow_log,
         };
+        if let Some(log) = &engine.flow_log {
+            engine.datapath.log_flows(log.sample());
+        }
         engine.adopt()?;
         engine.follow_up();
         engine.save()?;
@@ -346,13 +354,35 @@ impl Engine {
         self.last_look = Instant::now();
         self.totals = sweep.totals;
         let now = self.now();
+        // Before a backend that is found empty is deleted.
+        self.log_flows();
         self.balancer.look(&sweep, now);
         Ok(())
+    }
+
+    fn log_flows(&mut self) {
+        let now = self.now();
+        if let Some(log) = &mut self.flow_log {
+            log.learn(&self.balancer.services);
+            let (flows, missed) = self.datapath.take_logged();
+            log.take(flows, missed, now);
+        }
+    }
+
+    /// Why the flows of a backend are cut, for the log.
+    fn note_cut(&mut self, slot: BackendSlot, generation: u32) {
+        if let Some(log) = &mut self.flow_log {
+            let entries = self.balancer.services.iter().flat_map(|service| &service.backends);
+            let mut cut = entries.filter(|entry| entry.slot == slot && entry.generation == generation);
+            let state = cut.next().map(|entry| entry.machine.state);
+            log.note_cut(slot, generation, matches!(state, Some(State::Unhealthy | State::UnhealthyDraining)));
+        }
     }
 
     fn carry_out(&mut self, work: Work) -> Result<(), DatapathError> {
         match work {
             Work::Cut(slot, generation, policy) => {
+                self.note_cut(slot, generation);
                 let report = self.datapath.cut(slot, generation, policy, self.clock.mono_ns())?;
                 let now = self.now();
                 self.balancer.cut(slot, generation, backend::Event::Cut { cut: report.cut }, now);

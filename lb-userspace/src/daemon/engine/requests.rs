@@ -9,13 +9,16 @@ use crate::{
         advisor::{self, Advice, Histogram},
         model::{
             ApplyReport, BackendSpec, BackendStatus, CountersView, DrainRequest, DrainStarted, FlowView, FlowsRequest,
-            OutcomeCount, ServiceSpec, Status, WantedService,
+            OutcomeCount, ProgramRuns, ServiceSpec, Status, WantedService,
         },
         reconcile::{self, Command},
         revision::{self, Scope},
         view,
     },
-    daemon::handle::{EventStream, Reply, Request},
+    daemon::{
+        flow_log::FlowLog,
+        handle::{EventStream, Reply, Request},
+    },
     datapath::{DatapathError, FlowFilter, FlowRecord},
 };
 
@@ -296,7 +299,9 @@ impl Engine {
             self.cycle_and_log(true);
         }
         self.count();
-        view::status(&self.balancer, service, &self.datapath.interfaces(), self.totals, self.now())
+        let mut status = view::status(&self.balancer, service, &self.datapath.interfaces(), self.totals, self.now())?;
+        status.datapath.flow_log = self.flow_log.as_ref().map(FlowLog::status);
+        Ok(status)
     }
 
     fn flows(&mut self, request: &FlowsRequest) -> Result<Vec<FlowView>, Error> {
@@ -352,6 +357,7 @@ impl Engine {
         let outcomes = counters.outcomes.into_iter();
         Ok(CountersView {
             outcomes: outcomes.map(|(name, packets)| OutcomeCount { name: name.to_owned(), packets }).collect(),
+            program: counters.program.map(|(time, runs)| ProgramRuns { run_time_s: time.as_secs_f64(), runs }),
         })
     }
 }

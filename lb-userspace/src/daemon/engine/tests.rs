@@ -673,9 +673,9 @@ async fn a_file_of_many_services_is_put_into_force_at_once_or_not_at_all() {
 
 #[tokio::test(start_paused = true)]
 async fn advice_comes_from_flows_that_ended_and_counts_those_that_have_not() {
-    use crate::datapath::EndedFlow;
+    use crate::datapath::{BackendSlot, EndedFlow};
     let rig = three().await;
-    let ended = |length_ms| EndedFlow { service: WEB, length_ms, cut: false };
+    let ended = |length_ms| EndedFlow { service: WEB, backend: BackendSlot(0), generation: 1, length_ms, cut: false };
     rig.kernel().ended = (1..=1_000).map(ended).chain([EndedFlow { cut: true, ..ended(5) }]).collect();
     let now_ns = rig.clock.now().mono_ns;
     rig.kernel().open(slot(1), 20, now_ns);

@@ -18,7 +18,7 @@ use lb_common::{
     time,
 };
 
-pub(crate) use scan::{CutList, Scan, Tally};
+pub(crate) use scan::{CutList, Scan, Tally, Tap};
 
 /// Words of an entry.
 const WORDS: usize = size_of::<FlowEntry>() / 8;

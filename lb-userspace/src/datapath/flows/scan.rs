@@ -1,12 +1,17 @@
 //! Scans of the whole table: counting, ageing, purging, listing, marking flows cut.
 
+use std::{
+    cell::{Cell, RefCell},
+    num::NonZeroU16,
+};
+
 use lb_common::{
-    flow::{FlowEntry, Life, Meta, Phase, flow_flag},
+    flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag},
     flow_table::Entry as _,
     time,
 };
 
-use crate::datapath::{EndedFlow, ServiceSlot};
+use crate::datapath::{BackendSlot, EndedFlow, ServiceSlot};
 
 use super::{Brief, Facts, Slot, Table, phase_of};
 
@@ -70,6 +75,45 @@ pub(crate) struct Scan<'a> {
     pub(crate) facts: &'a Facts,
     /// The coarse clock.
     pub(crate) now_ns: u64,
+    /// Where flows that are taken out are kept.
+    pub(crate) log: Option<&'a Tap>,
+}
+
+/// The most flows kept between two emptyings.
+const KEPT: usize = 65_536;
+
+/// Keeps flows that are over until they are logged.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    sample: u16,
+    flows: RefCell<Vec<(Meta, FlowEntry)>>,
+    missed: Cell<u64>,
+}
+
+impl Tap {
+    /// One that keeps one flow in so many.
+    pub(crate) fn new(sample: NonZeroU16) -> Self {
+        Self { sample: sample.get(), flows: RefCell::default(), missed: Cell::new(0) }
+    }
+
+    /// What was kept, and how many flows there was no room for.
+    pub(crate) fn empty(&self) -> (Vec<(Meta, FlowEntry)>, u64) {
+        (self.flows.take(), self.missed.take())
+    }
+
+    /// One that never established itself was no flow.
+    fn keep(&self, meta: Meta, flow: FlowEntry, share: u16) {
+        const UNPROVEN: u16 = flow_flag::PROVISIONAL | flow_flag::CANDIDATE;
+        if !meta.any(flow_flag::ESTABLISHED) || meta.any(UNPROVEN) || !share.is_multiple_of(self.sample) {
+            return;
+        }
+        let mut flows = self.flows.borrow_mut();
+        if flows.len() < KEPT {
+            flows.push((meta, flow));
+        } else {
+            self.missed.set(self.missed.get() + 1);
+        }
+    }
 }
 
 impl<'a> Scan<'a> {
@@ -135,12 +179,28 @@ impl<'a> Scan<'a> {
         // A flow whose backend is gone has nowhere to go; one that was cut is remembered for what is still said on it.
         if phase == Phase::Dead || (!current && phase != Phase::Cut) {
             // Only who takes an entry out tells of it, so that it is told once.
-            if self.table.take_out(index, entry, meta, now) && (current || meta.any(flow_flag::CUT)) {
+            if self.take_out(index, entry, meta) && (current || meta.any(flow_flag::CUT)) {
                 ended.extend(ended_flow(meta, flow, now));
             }
         } else if current && let Some(tally) = tallies.get_mut(flow.backend as usize) {
             tally.count(phase, time::age(now, flow.started));
         }
+    }
+
+    /// Takes out a linked entry that still is as `seen`, and keeps what it was for the log.
+    fn take_out(&self, index: u32, entry: Slot<'_>, seen: Meta) -> bool {
+        self.take_out_as(index, entry, seen, seen)
+    }
+
+    fn take_out_as(&self, index: u32, entry: Slot<'_>, seen: Meta, logged: Meta) -> bool {
+        // Once it is out the memory may be another's.
+        let was = self.log.and_then(|tap| Some((tap, entry.snapshot(seen)?)));
+        let out = self.table.take_out(index, entry, seen, self.now());
+        if let Some((tap, flow)) = was.filter(|_| out) {
+            let key = FlowKey { client: flow.client, port_service: flow.port_service };
+            tap.keep(logged, flow, self.table.share(&key));
+        }
+        out
     }
 
     /// Frees every entry of one generation of a backend; returns how many.
@@ -149,7 +209,7 @@ impl<'a> Scan<'a> {
         for (index, entry, mut meta, _) in self.of(backend, generation) {
             let version = meta.version();
             for _ in 0..ATTEMPTS {
-                if self.table.take_out(index, entry, meta, self.now()) {
+                if self.take_out(index, entry, meta) {
                     freed += 1;
                     break;
                 }
@@ -173,7 +233,8 @@ impl<'a> Scan<'a> {
             if !due(self.table.share(&entry.key()), meta.last_seen()) {
                 list.remaining += 1;
             } else if meta.any(flow_flag::DATAGRAM) {
-                list.resteered += u64::from(self.table.take_out(index, entry, meta, self.now()));
+                list.resteered +=
+                    u64::from(self.take_out_as(index, entry, meta, meta.with(flow_flag::CUT, 0, meta.last_seen())));
             } else if self.mark_one(entry, meta) {
                 list.marked.push(index);
             } else if entry.meta().version() == meta.version() {
@@ -251,7 +312,13 @@ fn ended_flow(meta: Meta, flow: Brief, now: u32) -> Option<EndedFlow> {
     let seen_to_end = cut || fins || one_way_fin || flags & flow_flag::RST != 0;
     let ticks = time::age(if seen_to_end { meta.last_seen() } else { now }, flow.started);
     let length_ms = (u64::from(ticks) << time::TICK_SHIFT) / 1_000_000;
-    Some(EndedFlow { service: ServiceSlot(flow.service), length_ms: u32::try_from(length_ms).unwrap_or(u32::MAX), cut })
+    Some(EndedFlow {
+        service: ServiceSlot(flow.service),
+        backend: BackendSlot(flow.backend),
+        generation: flow.generation,
+        length_ms: u32::try_from(length_ms).unwrap_or(u32::MAX),
+        cut,
+    })
 }
 
 fn service_of(flow: &FlowEntry) -> u16 {

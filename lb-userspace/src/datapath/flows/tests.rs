@@ -95,7 +95,7 @@ fn facts() -> Facts {
 
 fn sweep(memory: &Memory, facts: &Facts, now_ns: u64) -> Vec<Tally> {
     let mut tallies = vec![Tally::default(); 4];
-    Scan { table: memory.table(), facts, now_ns }.sweep(&mut tallies, &mut Vec::new());
+    Scan { table: memory.table(), facts, now_ns, log: None }.sweep(&mut tallies, &mut Vec::new());
     tallies
 }
 
@@ -117,13 +117,44 @@ fn a_sweep_tells_once_how_long_finished_flows_have_lasted() {
     }
     let look = || {
         let (facts, mut tallies, mut ended) = (facts(), vec![Tally::default(); 4], Vec::new());
-        Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS }.sweep(&mut tallies, &mut ended);
+        Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: None }.sweep(&mut tallies, &mut ended);
         ended
     };
     let mut ended: Vec<_> = look().iter().map(|flow| (flow.length_ms / 1_000, flow.cut)).collect();
     ended.sort_unstable();
     assert_eq!(ended, [(0, false), (0, true), (400, false)], "the silent one lasted until now");
     assert_eq!(look(), [], "nothing is told twice");
+}
+
+#[test]
+fn what_is_taken_out_is_kept_once_for_the_log() {
+    let memory = Memory::new(1024);
+    let old = NOW_NS - 400 * SECOND_NS;
+    let told = [ff::ESTABLISHED, ff::ESTABLISHED | ff::RST, ff::ESTABLISHED | ff::CUT];
+    let never_flows = [0, ff::ESTABLISHED | ff::PROVISIONAL, ff::ESTABLISHED | ff::CANDIDATE];
+    for (n, flags) in (0u32..).zip(told.into_iter().chain(never_flows)) {
+        memory.add(n, 0, 1, flags, old).unwrap();
+    }
+    memory.add(50, 0, 1, ff::ESTABLISHED, NOW_NS).unwrap();
+    let facts = facts();
+    let kept = |sample: u16, look: &dyn Fn(&Scan<'_>)| -> Vec<u16> {
+        let tap = Tap::new(sample.try_into().unwrap());
+        look(&Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: Some(&tap) });
+        let (flows, missed) = tap.empty();
+        assert_eq!(missed, 0);
+        let mut flags: Vec<u16> = flows.iter().map(|(meta, _)| meta.flags()).collect();
+        flags.sort_unstable();
+        flags
+    };
+    let sweep = |scan: &Scan<'_>| scan.sweep(&mut vec![Tally::default(); 4], &mut Vec::new());
+    assert_eq!(kept(1, &sweep), told);
+    assert!(kept(1, &sweep).is_empty(), "each once");
+    assert_eq!(kept(1, &|scan| assert_eq!(scan.purge(0, 1), 1)), [ff::ESTABLISHED], "purged ones too");
+    for n in 100..300 {
+        memory.add(n, 0, 1, ff::ESTABLISHED, old).unwrap();
+    }
+    let half = kept(2, &sweep).len();
+    assert!((50..150).contains(&half), "{half} of 200");
 }
 
 #[test]
@@ -192,7 +223,7 @@ fn a_purge_takes_one_generation_of_one_backend() {
     for n in 0..1500 {
         memory.add(n, n % 2, 1 + n % 3 / 2, ff::ESTABLISHED, NOW_NS).unwrap();
     }
-    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS, log: None };
     assert_eq!(scan.purge(1, 1), 500);
     assert_eq!(scan.purge(1, 1), 0);
     assert_eq!(scan.purge(1, 2), 250);
@@ -212,7 +243,7 @@ fn a_cut_marks_what_is_due_and_resteers_datagrams() {
     memory.add(2000, 1, 1, ff::PROVISIONAL, NOW_NS).unwrap();
     memory.add(2001, 1, 1, ff::RST, NOW_NS).unwrap();
     memory.add(2002, 0, 1, ff::ESTABLISHED, NOW_NS).unwrap();
-    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS, log: None };
     let half = scan.mark_cut(1, 1, |share, _| share < 1 << 15);
     assert_eq!(half.marked.len() as u64 + half.resteered + half.remaining, 1010);
     assert!((350..650).contains(&half.remaining), "shares are spread: {}", half.remaining);
@@ -233,7 +264,7 @@ fn a_list_shows_flows_that_are_wanted() {
         memory.add(n, n % 2, 1, ff::ESTABLISHED, NOW_NS).unwrap();
     }
     memory.add(30, 1, 1, ff::PROVISIONAL, NOW_NS).unwrap();
-    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS };
+    let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS, log: None };
     assert_eq!(scan.list(100, |flow| flow.backend == 1).len(), 10);
     assert_eq!(scan.list(7, |_| true).len(), 7);
 }
@@ -262,7 +293,7 @@ fn sweeping_beside_packets_loses_and_doubles_nothing() {
         }
         let facts = facts();
         for round in 0..2_000u32 {
-            let scan = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS };
+            let scan = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: None };
             scan.purge(round % 3, 1);
             sweep(&memory, &facts, NOW_NS);
         }
@@ -304,6 +335,6 @@ fn a_million_flows() {
     times.sort();
     println!("sweep of {flows} flows: min {:?} median {:?} max {:?}", times[0], times[15], times[29]);
     let start = running();
-    let freed = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS }.purge(0, 1);
+    let freed = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: None }.purge(0, 1);
     println!("purge of {freed} flows: {:?}", running().saturating_sub(start));
 }
