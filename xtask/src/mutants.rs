@@ -53,7 +53,6 @@ const MUTANTS: &[Mutant] = &[
         "checksum::update(header.get::<u16, 6>(), delta + change)",
     ),
     random("the port is not compared", "lb-ebpf/src/services.rs", "        && entry.port == port\n", ""),
-    random("the protocol is not compared", "lb-ebpf/src/services.rs", "        && entry.protocol == protocol\n", ""),
     random(
         "a TCP header may end behind the packet",
         "lb-ebpf/src/parse.rs",
@@ -65,12 +64,6 @@ const MUTANTS: &[Mutant] = &[
         "lb-ebpf/src/family.rs",
         "len < header || offset + len > end {",
         "len < header || offset > end {",
-    ),
-    random(
-        "an extension header ends eight bytes early",
-        "lb-ebpf/src/family.rs",
-        "(header[1] as usize + 1) * 8",
-        "(header[1] as usize) * 8",
     ),
     random(
         "the previous owner is not asked",
