@@ -22,7 +22,11 @@ use crate::{
 const SETUP: &str = include_str!("setup.sh");
 
 /// What stands in for the parts of a machine that namespaces do not give: a service manager, other hosts' shells.
-const STAND_INS: [(&str, &str); 2] = [("systemctl", include_str!("systemctl.sh")), ("ssh", include_str!("ssh.sh"))];
+const STAND_INS: [(&str, &str); 2] = [
+    // Where apt's own idea of a path finds it, too.
+    ("/usr/bin/systemctl", include_str!("systemctl.sh")),
+    ("/usr/local/bin/ssh", include_str!("ssh.sh")),
+];
 
 /// Longer than any command in a test takes.
 const COMMAND_LIMIT: Duration = Duration::from_mins(2);
@@ -52,9 +56,11 @@ impl Place {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", holder.id()))?;
         let inside = children.trim().parse().context("the first process inside")?;
         let place = Self { holder, inside, host: host.clone(), directory, commands: AtomicU32::new(0) };
-        for (name, script) in STAND_INS {
-            place.put(&format!("/usr/local/bin/{name}"), script)?;
-            place.ok(&format!("chmod 755 /usr/local/bin/{name}"))?;
+        for (path, script) in STAND_INS {
+            // What is there may be a link to something else.
+            place.ok(&format!("rm -f {path}"))?;
+            place.put(path, script)?;
+            place.ok(&format!("chmod 755 {path}"))?;
         }
         Ok(place)
     }

@@ -10,8 +10,8 @@ mount --rbind /dev dev
 mkdir -p run/netns
 mount --rbind /run/netns run/netns
 mount -t tmpfs tmpfs tmp
-# Whatever Ebb is installed on this machine is not there.
-rm -rf run/ebb var/lib/ebb etc/ebb etc/default/ebb usr/bin/ebb usr/local/bin/ebb
+# Whatever Ebb is installed on this machine is not there, nor a ban on starting services.
+rm -rf run/ebb var/lib/ebb etc/ebb etc/default/ebb usr/bin/ebb usr/local/bin/ebb usr/sbin/policy-rc.d
 hash -r
 printf 'ready\n'
 exec chroot . cat
