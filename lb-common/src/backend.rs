@@ -83,8 +83,10 @@ pub struct Backend {
     pub mtu: u16,
     /// Time before the deadline over which cuts are spread, ms.
     pub cut_window_ms: u32,
+    /// A [`crate::vlan::Tag`]: what tags its next hop takes.
+    pub tag: u16,
     /// Explicit padding.
-    pub pad0: u64,
+    pub pad0: [u16; 3],
     /// Source address of the outer header under `tunnel`.
     pub tunnel_source: Addr,
     /// Explicit padding.

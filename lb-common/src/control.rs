@@ -65,7 +65,8 @@ pub struct Peer {
 pub struct PeerRow {
     /// A packed [`Peer`], 0 while the row is free.
     pub peer: u64,
-    /// Our MAC address there: six bytes in memory order in the low 48 bits.
+    /// Our MAC address there: six bytes in memory order in the low 48 bits. In the high 16 a [`crate::vlan::Tag`]: what tags
+    /// its packets have.
     pub own_mac: u64,
 }
 

@@ -23,6 +23,7 @@ pub mod ring;
 pub mod service;
 pub mod tcp;
 pub mod time;
+pub mod vlan;
 
 #[cfg(test)]
 extern crate std;

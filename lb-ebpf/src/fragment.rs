@@ -125,7 +125,7 @@ fn follow<F: Family>(packet: &Packet, offset: usize) -> Result<Sent, Outcome> {
     let service = SERVICES.get(owner.service).ok_or(Outcome::DroppedFragment)?;
     let to = Translation { side: Side::Source, addr: service.vip, port: 0, other_port: 0 };
     rewrite::translate::<F>(packet, &ip, to)?;
-    nat::to_peer(packet, owner.reply_to as u16, Outcome::Fragment)
+    nat::to_peer(packet, offset, owner.reply_to as u16, Outcome::Fragment)
 }
 
 /// What becomes of a fragment whose first is not known: dropped where the address is a VIP and nothing else.

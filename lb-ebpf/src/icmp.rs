@@ -148,7 +148,7 @@ fn about_a_reply<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Result
     let to = Translation { side: Side::Source, addr: row.addr, port: row.port, other_port };
     let outer = Translation { side: Side::Destination, ..to };
     translate_error::<F>(packet, offset, icmp, &quoted, to, Some(outer))?;
-    let ifindex = forward::address_frame(packet, row)?;
+    let ifindex = forward::address_frame(packet, offset, row)?;
     Ok(Sent { ifindex, outcome: Outcome::IcmpError })
 }
 
@@ -181,7 +181,7 @@ fn about_a_forwarded<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Re
     let from_backend = F::source(packet, offset) == Some(quoted.destination);
     let outer = if from_backend { Some(Translation { side: Side::Source, ..to }) } else { None };
     translate_error::<F>(packet, offset, icmp, &quoted, to, outer)?;
-    nat::to_peer(packet, entry.peer(), Outcome::IcmpError)
+    nat::to_peer(packet, offset, entry.peer(), Outcome::IcmpError)
 }
 
 /// Translates an error's own address and the packet that it quotes, and mends the checksums of both.

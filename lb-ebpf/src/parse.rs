@@ -1,6 +1,6 @@
 //! Headers: Ethernet with up to two VLAN tags, IPv4, IPv6 with its extension headers, TCP, UDP.
 
-use lb_common::{addr::Addr, outcome::Outcome, tcp::Segment};
+use lb_common::{addr::Addr, outcome::Outcome, tcp::Segment, vlan::Tag};
 use network_types::{eth::EthHdr, ip::IpProto};
 
 use crate::{packet::Packet, rare::Frame};
@@ -14,7 +14,7 @@ pub mod ether {
     /// ARP.
     pub const ARP: u16 = 0x0806u16.to_be();
     /// 802.1Q tag.
-    const VLAN: u16 = 0x8100u16.to_be();
+    pub const VLAN: u16 = 0x8100u16.to_be();
     /// 802.1ad tag.
     const QINQ: u16 = 0x88a8u16.to_be();
 
@@ -37,6 +37,17 @@ pub fn ethernet(packet: &Packet) -> Option<(u16, usize)> {
         return Some((ethertype, EthHdr::LEN + 4));
     }
     Some((packet.window::<2>(20)?.get::<u16, 0>(), EthHdr::LEN + 8))
+}
+
+/// The way that a frame with its payload at `offset` came by. Of two tags nothing is known: they stay.
+#[inline(always)]
+pub fn tag(packet: &Packet, offset: usize) -> Tag {
+    const ONE: usize = EthHdr::LEN + 4;
+    match offset {
+        EthHdr::LEN => Tag::NONE,
+        ONE => packet.window::<2>(EthHdr::LEN).map_or(Tag::KEEP, |tag| Tag::tagged(u16::from_be(tag.get::<u16, 0>()))),
+        _ => Tag::KEEP,
+    }
 }
 
 /// What an IP header says.

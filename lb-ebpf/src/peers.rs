@@ -8,7 +8,8 @@ use crate::{entry::compare_and_swap, maps::PEERS};
 const TRIES: u64 = 4;
 
 /// The row of the peer with this MAC address on this interface, made if need be; 0 if there is no room, or if one of
-/// the addresses is a group's. `own` is our address that its frame was sent to.
+/// the addresses is a group's. `own` is our address that its frame was sent to, and in its high 16 bits the way's tag: one
+/// neighbour may be met in several VLANs.
 #[inline(always)]
 pub fn row_of(mac: u64, own: u64, ifindex: u32) -> u16 {
     find_or_claim(mac, own, ifindex).unwrap_or(0)
@@ -21,7 +22,7 @@ fn find_or_claim(mac: u64, own: u64, ifindex: u32) -> Option<u16> {
         return None;
     }
     let word = Peer { mac, ifindex }.pack();
-    let start = word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    let start = (word ^ own >> 48).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
     for i in 0..TRIES {
         let row = (start + i) & (ROWS as u64 - 1);
         if row == 0 {
@@ -39,7 +40,9 @@ fn find_or_claim(mac: u64, own: u64, ifindex: u32) -> Option<u16> {
                 return Some(row as u16);
             }
         }
-        if seen == word {
+        // SAFETY: a field of a map's value, written once by whoever claimed the row; a row of which it is not there yet is
+        // passed over.
+        if seen == word && (unsafe { core::ptr::read_volatile(&raw const (*at).own_mac) } ^ own) >> 48 == 0 {
             return Some(row as u16);
         }
     }

@@ -1,7 +1,7 @@
 //! Packets that are answered or rebuilt are handled by global BPF functions, each of which parses the packet again by
 //! itself, so that the verifier checks it once and the fast path's frame stays small. Here is what they share.
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::outcome::Outcome;
 use network_types::eth::EthHdr;
 
@@ -71,7 +71,9 @@ pub fn finish(packet: &Packet, frame: Frame, word: u64) -> Result<Sent, Outcome>
     let scratch = scratch::row().ok_or(Outcome::DroppedMalformed)?;
     let Decision { backend, entry, .. } = scratch.decision;
     let service = SERVICES.get(scratch.request.service).ok_or(Outcome::DroppedMalformed)?;
-    let sent = forward::send(packet, frame, service, backend, entry, scratch.request.ports)?;
+    // The function that has looked at it may change its length elsewhere, so for the verifier it is another packet now.
+    let packet = Packet::new(&XdpContext::new(packet.context()));
+    let sent = forward::send(&packet, frame, service, backend, entry, scratch.request.ports)?;
     Ok(Sent { outcome, ..sent })
 }
 

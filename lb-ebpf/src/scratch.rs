@@ -15,7 +15,7 @@ pub struct Request {
     pub now_ns: u64,
     /// MAC address that the frame comes from, in the low 48 bits.
     pub source_mac: u64,
-    /// MAC address that it was sent to.
+    /// MAC address that it was sent to, and in the high 16 bits the `Tag` of the way it came by.
     pub own_mac: u64,
     /// Interface that it came in on.
     pub ingress: u32,

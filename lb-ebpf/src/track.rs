@@ -16,7 +16,7 @@ use crate::{
     entry::{FlowMap, FlowRef},
     log, open,
     packet::Packet,
-    parse::Ip,
+    parse::{self, Ip},
     scratch::{self, Decision, NONE, New, Request, Scratch},
     slow, steer,
 };
@@ -162,7 +162,7 @@ fn write_down(arrival: &Arrival<'_>, segment: Segment) -> Option<&'static mut Sc
         client: arrival.ip.source,
         now_ns: arrival.now_ns,
         source_mac,
-        own_mac,
+        own_mac: own_mac | (parse::tag(arrival.packet, arrival.ip.offset).0 as u64) << 48,
         ingress: arrival.packet.ingress(),
         ports: arrival.ports,
         service: arrival.service_slot,

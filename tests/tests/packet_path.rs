@@ -115,6 +115,7 @@ impl Stage {
             src_mac: Plan::balancer_mac(),
             mtu: 1500,
             source: Some(Plan::balancer_inside(self.family)),
+            vlan: None,
         };
         Ok(BackendConfig {
             service: SERVICE,

@@ -9,10 +9,13 @@ use lb_common::{
     backend::{Backend, backend_flag},
     outcome::Outcome,
     service::{Service, forward as mode},
+    vlan::Tag,
 };
+use network_types::eth::EthHdr;
 
 use crate::{
     packet::Packet,
+    parse::ether,
     rare::{self, Frame},
     steer,
 };
@@ -41,19 +44,46 @@ pub fn send(
         mode::TUNNEL => rare::result(tunnel::ebb_tunnel(packet.context(), frame.0, backend, hash)),
         _ => {
             let row = steer::row(backend).ok_or(Outcome::DroppedNoBackend)?;
+            if Tag(row.tag).changes(frame.offset() - EthHdr::LEN) {
+                return rare::result(dsr::ebb_dsr_retagged(packet.context(), frame.0, backend));
+            }
             Ok(Sent { ifindex: dsr::send(packet, row)?, outcome: Outcome::Forwarded })
         }
     }
 }
 
-/// Writes the frame's addresses for a backend's next hop.
+/// Gives a frame whose IP header is at `offset` the tags and addresses for a backend's next hop.
 #[inline(always)]
-pub fn address_frame(packet: &Packet, backend: &Backend) -> Result<u32, Outcome> {
+pub fn address_frame(packet: &Packet, offset: usize, backend: &Backend) -> Result<u32, Outcome> {
     if backend.flags & backend_flag::RESOLVED == 0 && backend.ifindex == 0 {
         return Err(Outcome::DroppedUnresolved);
     }
-    write_macs(packet, backend.dst_mac, backend.src_mac).ok_or(Outcome::DroppedMalformed)?;
+    let packet = retagged(packet, offset, Tag(backend.tag)).ok_or(Outcome::DroppedResize)?;
+    write_macs(&packet, backend.dst_mac, backend.src_mac).ok_or(Outcome::DroppedMalformed)?;
     Ok(backend.ifindex)
+}
+
+/// The frame with the tags of its way, in place of those in front of the IP header at `offset`. Its MAC addresses are to be
+/// written after that.
+#[inline(always)]
+pub fn retagged(packet: &Packet, offset: usize, tag: Tag) -> Option<Packet> {
+    const TAG: usize = 4;
+    if !tag.changes(offset - EthHdr::LEN) {
+        return Some(*packet);
+    }
+    let Some(vlan) = tag.vlan() else {
+        return packet.cut_front(offset - EthHdr::LEN);
+    };
+    // What stands behind the tags moves to behind the one, its EtherType too.
+    let resized = match offset - EthHdr::LEN {
+        0 => packet.grow_front(TAG)?,
+        TAG => *packet,
+        tags => packet.cut_front(tags - TAG)?,
+    };
+    let window = resized.window::<TAG>(12)?;
+    window.put::<u16, 0>(ether::VLAN);
+    window.put::<u16, 2>(vlan.to_be());
+    Some(resized)
 }
 
 /// Writes both MAC addresses of a frame.

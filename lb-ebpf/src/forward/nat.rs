@@ -12,9 +12,10 @@ use lb_common::{
     service::{Service, vip_kind},
     tcp::{self, flag},
     time,
+    vlan::Tag,
 };
 
-use super::{Sent, address_frame, forgotten, write_macs};
+use super::{Sent, address_frame, forgotten, retagged, write_macs};
 use crate::{
     by_family, clock, count,
     entry::{FlowMap, FlowRef},
@@ -54,7 +55,7 @@ fn inbound<F: Family>(packet: &Packet, offset: usize, backend: u32, entry: u32) 
     let nat_port = if entry == NONE { 0 } else { FlowMap.at(entry).map_or(0, FlowRef::nat_port) };
     let to = Translation { side: Side::Destination, addr: row.addr, port: row.port, other_port: nat_port };
     rewrite::translate::<F>(packet, &ip, to)?;
-    let ifindex = address_frame(packet, row)?;
+    let ifindex = address_frame(packet, offset, row)?;
     Ok(Sent { ifindex, outcome: Outcome::Forwarded })
 }
 
@@ -127,7 +128,7 @@ fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sen
     }
     let to = Translation { side: Side::Source, addr: service.vip, port: service.port, other_port: key.port() };
     rewrite::translate::<F>(packet, &ip, to)?;
-    to_peer(packet, entry.peer(), Outcome::Reply)
+    to_peer(packet, offset, entry.peer(), Outcome::Reply)
 }
 
 /// Packets of up to this many bytes pass unasked: every host must take them (RFC 791, section 3.1).
@@ -169,14 +170,15 @@ fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Met
     Ok(())
 }
 
-/// Addresses the frame for the peer that the client's packets come from.
+/// Gives a frame whose IP header is at `offset` the tags and addresses for the peer that the client's packets come from.
 #[inline(always)]
-pub fn to_peer(packet: &Packet, row: u16, outcome: Outcome) -> Result<Sent, Outcome> {
+pub fn to_peer(packet: &Packet, offset: usize, row: u16, outcome: Outcome) -> Result<Sent, Outcome> {
     let row = PEERS.get(row as u32).ok_or(Outcome::DroppedUnresolved)?;
     let peer = Peer::unpack(row.peer).ok_or(Outcome::DroppedUnresolved)?;
     let [d0, d1, d2, d3, d4, d5, ..] = peer.mac.to_le_bytes();
     let [s0, s1, s2, s3, s4, s5, ..] = row.own_mac.to_le_bytes();
-    write_macs(packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
+    let packet = retagged(packet, offset, Tag((row.own_mac >> 48) as u16)).ok_or(Outcome::DroppedResize)?;
+    write_macs(&packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
     Ok(Sent { ifindex: peer.ifindex, outcome })
 }
 

@@ -39,7 +39,7 @@ fn encapsulate<F: Family>(packet: &Packet, offset: usize, backend: u32, hash: u3
     let outer = Outer { offset, payload: ip.len, protocol: inner, class, hash };
     let put = if row.addr.is_v4() { put_v4(&grown, row, outer) } else { put_v6(&grown, row, outer) };
     put.ok_or(Outcome::DroppedMalformed)?;
-    let ifindex = address_frame(&grown, row)?;
+    let ifindex = address_frame(&grown, offset, row)?;
     Ok(Sent { ifindex, outcome: Outcome::Forwarded })
 }
 

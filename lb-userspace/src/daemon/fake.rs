@@ -439,7 +439,14 @@ impl Resolver for FakeResolver {
 
 /// Some next hop.
 pub(crate) fn next_hop() -> NextHop {
-    NextHop { ifindex: 2, dst_mac: [2, 0, 0, 0, 0, 1], src_mac: [2, 0, 0, 0, 0, 2], mtu: 1_500, source: None }
+    NextHop {
+        ifindex: 2,
+        dst_mac: [2, 0, 0, 0, 0, 1],
+        src_mac: [2, 0, 0, 0, 0, 2],
+        mtu: 1_500,
+        source: None,
+        vlan: None,
+    }
 }
 
 /// An engine on fakes.

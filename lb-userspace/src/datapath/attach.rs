@@ -274,6 +274,19 @@ fn take_over(
     }
 }
 
+/// A tag that the driver has taken out of the frame is not to be seen by the program: what it answers or sends back to a
+/// client would leave without it.
+pub(crate) fn warn_of_vlans(link: &Link, known: &[Link]) {
+    if known.iter().any(|other| other.vlan.is_some_and(|(parent, _)| parent == link.index)) {
+        let (how, whose) =
+            if link.is_veth { ("txvlan off", "DEV, its other end") } else { ("rxvlan off", link.name.as_str()) };
+        tracing::warn!(
+            "{} has VLANs, whose tags must stay in the frames: ethtool -K {whose} {how}, or packets lose them",
+            link.name
+        );
+    }
+}
+
 fn warn_of_traps(link: &Link) {
     if link.is_veth {
         tracing::warn!(

@@ -138,7 +138,10 @@ impl EbpfDatapath {
             });
         }
         let mut link_macs = take_link_macs(&mut ebpf)?;
-        plan.targets().for_each(|link| interfaces::put_mac(&mut link_macs, link));
+        for link in plan.targets() {
+            interfaces::put_mac(&mut link_macs, link);
+            attach::warn_of_vlans(link, &known);
+        }
         let mut datapath = Self {
             rings: Rings::new(options.pin_path.clone()),
             attachments: Vec::new(),

@@ -123,10 +123,12 @@ impl EbpfDatapath {
         let Some(mac) = link.mac else { return };
         let own_mac = mac_word(mac);
         for row in 1..PEERS {
-            let Some(peer) = self.maps.peers.read(row).and_then(|row| Peer::unpack(row.peer)) else { continue };
+            let Some(known) = self.maps.peers.read(row) else { continue };
+            let Some(peer) = Peer::unpack(known.peer) else { continue };
             if peer.ifindex == was && link.index <= Peer::MAX_IFINDEX {
                 let peer = Peer { ifindex: link.index, ..peer };
-                self.maps.peers.write(row, &PeerRow { peer: peer.pack(), own_mac });
+                let tag = known.own_mac >> 48 << 48;
+                self.maps.peers.write(row, &PeerRow { peer: peer.pack(), own_mac: tag | own_mac });
             }
         }
     }

@@ -164,6 +164,9 @@ pub struct NextHop {
     pub mtu: u16,
     /// Our address on that interface, the outer source of a tunnel.
     pub source: Option<IpAddr>,
+    /// The VLAN whose tag the frames need: its interface is another's child, and that one is meant above.
+    #[serde(default)]
+    pub vlan: Option<u16>,
 }
 
 /// A backend's whole row.

@@ -20,6 +20,7 @@ use lb_common::{
     flow::{FlowEntry, Meta, flow_flag},
     service::{Service, forward},
     tcp::flag,
+    vlan::Tag,
 };
 
 use super::{
@@ -66,7 +67,9 @@ fn client(flow: &FlowEntry, port: u16) -> SocketAddr {
 }
 
 fn to_client(frames: &mut Vec<Frame>, meta: Meta, flow: &FlowEntry, service: &Service, peer: Peer, own_mac: u64) {
-    let envelope = Envelope { ifindex: peer.ifindex, dst: mac_bytes(peer.mac), src: mac_bytes(own_mac), tunnel: None };
+    let vlan = Tag((own_mac >> 48) as u16).vlan();
+    let envelope =
+        Envelope { ifindex: peer.ifindex, dst: mac_bytes(peer.mac), src: mac_bytes(own_mac), tunnel: None, vlan };
     let rst = |seq| Segment {
         from: rows::vip(service),
         to: client(flow, flow.port_service as u16),
@@ -83,7 +86,8 @@ fn to_client(frames: &mut Vec<Frame>, meta: Meta, flow: &FlowEntry, service: &Se
 fn to_backend(flow: &FlowEntry, service: &Service, row: &Backend) -> Option<Frame> {
     let tunnel =
         (service.forward == forward::TUNNEL).then(|| (IpAddr::from(row.tunnel_source), IpAddr::from(row.addr)));
-    let envelope = Envelope { ifindex: row.ifindex, dst: row.dst_mac, src: row.src_mac, tunnel };
+    let envelope =
+        Envelope { ifindex: row.ifindex, dst: row.dst_mac, src: row.src_mac, tunnel, vlan: Tag(row.tag).vlan() };
     let port = if flow.nat_port == 0 { flow.port_service as u16 } else { flow.nat_port };
     let to = if service.forward == forward::NAT {
         SocketAddr::new(row.addr.into(), u16::from_be(row.port))

@@ -11,6 +11,7 @@ use lb_common::{
     backend::{self, Backend, NO_DEADLINE, backend_flag},
     service::{Service, forward, service_flag},
     time,
+    vlan::Tag,
 };
 
 use super::{BackendConfig, BackendState, CutPolicy, DatapathError, Forward, NextHop, ServiceConfig, vips};
@@ -94,6 +95,7 @@ pub(crate) fn set_next_hop(row: &mut Backend, next_hop: &NextHop) {
     row.dst_mac = next_hop.dst_mac;
     row.src_mac = next_hop.src_mac;
     row.mtu = next_hop.mtu;
+    row.tag = Tag::of(next_hop.vlan).0;
     row.tunnel_source = next_hop.source.map_or(Addr::zeroed(), Addr::from);
     row.flags |= backend_flag::RESOLVED;
 }
@@ -185,8 +187,14 @@ mod tests {
         let mut row = backend(&config);
         assert_eq!((row.flags, row.deadline_ns, row.cut_window_ms), (0, NO_DEADLINE, 2_000));
         assert_eq!(row.port.to_ne_bytes(), 8080u16.to_be_bytes());
-        let hop =
-            NextHop { ifindex: 3, dst_mac: [2, 0, 0, 0, 0, 1], src_mac: [2, 0, 0, 0, 0, 2], mtu: 1500, source: None };
+        let hop = NextHop {
+            ifindex: 3,
+            dst_mac: [2, 0, 0, 0, 0, 1],
+            src_mac: [2, 0, 0, 0, 0, 2],
+            mtu: 1500,
+            source: None,
+            vlan: None,
+        };
         set_next_hop(&mut row, &hop);
         set_state(&mut row, BackendState::Draining, Some(5), CutPolicy::Silent);
         assert_eq!(row.flags, backend_flag::RESOLVED | backend_flag::SILENT);

@@ -6,7 +6,10 @@ use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
+        link::{
+            InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
+            XdpAttached,
+        },
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -43,6 +46,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// The interface that it is a VLAN of, and the VLAN's number (802.1Q).
+    pub vlan: Option<(u32, u16)>,
     /// One end of a veth pair, for which checksums and XDP at the other end need care.
     pub is_veth: bool,
     /// The XDP program on it: its mode and id.
@@ -58,21 +63,43 @@ impl Link {
             mac: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            vlan: None,
             is_veth: false,
             xdp: None,
         };
+        let (mut parent, mut vlan) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
-                LinkAttribute::LinkInfo(infos) => link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+                LinkAttribute::Link(index) => parent = Some(*index),
+                LinkAttribute::LinkInfo(infos) => {
+                    link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    vlan = vlan_of(infos);
+                }
                 LinkAttribute::Xdp(xdp) => link.xdp = xdp_of(xdp),
                 _ => {}
             }
         }
+        link.vlan = parent.zip(vlan);
         link
     }
+}
+
+/// The number of an 802.1Q VLAN.
+fn vlan_of(infos: &[LinkInfo]) -> Option<u16> {
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+        _ => None,
+    })?;
+    if data.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)) {
+        return None;
+    }
+    data.iter().find_map(|item| match item {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    })
 }
 
 fn xdp_of(attributes: &[LinkXdp]) -> Option<(XdpMode, u32)> {

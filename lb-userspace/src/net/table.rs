@@ -237,15 +237,19 @@ impl Table {
         };
         let Some(link) = self.links.get(&route.ifindex).filter(|link| link.up) else { return Standing::Unreachable };
         let Some(src_mac) = link.mac else { return Standing::Unreachable };
+        // A VLAN's driver takes no frames from an XDP program: its parent gets them, with the tag.
+        let parent = link.vlan.filter(|(parent, _)| self.links.get(parent).is_some_and(|link| link.vlan.is_none()));
+        let (ifindex, vlan) = parent.map_or((route.ifindex, None), |(parent, vlan)| (parent, Some(vlan)));
         match self.neighbours.get(&(route.ifindex, route.via)) {
             Some(&(Neighbour::Known(dst_mac) | Neighbour::Fixed(dst_mac))) => {
                 let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
                 Standing::Reached(NextHop {
-                    ifindex: route.ifindex,
+                    ifindex,
                     dst_mac,
                     src_mac,
                     mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
                     source: route.source,
+                    vlan,
                 })
             }
             Some(Neighbour::Silent) => Standing::Unreachable,
@@ -265,7 +269,16 @@ mod tests {
     }
 
     fn link(mtu: u32, up: bool) -> Link {
-        Link { index: ETH, name: "eth0".into(), mac: Some([2, 0, 0, 0, 0, 9]), mtu, up, is_veth: false, xdp: None }
+        Link {
+            index: ETH,
+            name: "eth0".into(),
+            mac: Some([2, 0, 0, 0, 0, 9]),
+            mtu,
+            up,
+            vlan: None,
+            is_veth: false,
+            xdp: None,
+        }
     }
 
     fn route(via: &str) -> Route {
@@ -283,6 +296,7 @@ mod tests {
             src_mac: [2, 0, 0, 0, 0, 9],
             mtu,
             source: Some(ip("10.0.0.1")),
+            vlan: None,
         }
     }
 
@@ -371,5 +385,15 @@ mod tests {
         assert_eq!(again, [Action::FindRoute(ip("10.0.0.11"))]);
         let told = table.route(ip("10.0.0.11"), Some(route("10.0.0.11")));
         assert_eq!(told, [tell("10.0.0.11", Some(hop(3, 1500)))]);
+    }
+
+    #[test]
+    fn a_vlan_is_reached_by_its_parent_with_the_tag() {
+        let mut table = watching("10.0.0.11", "10.0.0.11");
+        let child = Link { vlan: Some((2, 100)), ..link(1500, true) };
+        table.link(Link { index: 2, ..link(1500, true) });
+        table.link(child);
+        let told = table.neighbour(ETH, ip("10.0.0.11"), Some(mac(1)));
+        assert_eq!(told, [tell("10.0.0.11", Some(NextHop { ifindex: 2, vlan: Some(100), ..hop(1, 1500) }))]);
     }
 }

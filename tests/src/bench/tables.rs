@@ -113,6 +113,7 @@ fn backend(generation: u32) -> BackendConfig {
             src_mac: crate::rig::OWN_MAC,
             mtu: 1500,
             source: None,
+            vlan: None,
         }),
     }
 }

@@ -74,6 +74,7 @@ fn backend(address: &str, generation: u32) -> BackendConfig {
             src_mac: [2, 0, 0, 0, 0, 2],
             mtu: 1500,
             source: None,
+            vlan: None,
         }),
     }
 }

@@ -6,6 +6,8 @@ const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 /// `ETH_FLAG_LRO`.
 const FLAG_LRO: u32 = 1 << 15;
+/// `ETH_FLAG_RXVLAN`.
+const FLAG_RXVLAN: u32 = 1 << 8;
 
 /// Sizes of a device's rings, in packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(super) struct Rings {
 pub(super) struct Features {
     /// Joins received packets into larger ones.
     pub(super) large_receive_offload: bool,
+    /// Takes VLAN tags out of received frames.
+    pub(super) takes_tags_out: bool,
 }
 
 /// `struct ethtool_ringparam`.
@@ -57,7 +61,7 @@ pub(super) fn rings(name: &str) -> io::Result<Rings> {
 pub(super) fn features(name: &str) -> io::Result<Features> {
     let mut value = Value { cmd: ETHTOOL_GFLAGS, data: 0 };
     ask(name, &mut value)?;
-    Ok(Features { large_receive_offload: value.data & FLAG_LRO != 0 })
+    Ok(Features { large_receive_offload: value.data & FLAG_LRO != 0, takes_tags_out: value.data & FLAG_RXVLAN != 0 })
 }
 
 /// Sends one ethtool command. `T` is the command's own structure, which begins with its number.

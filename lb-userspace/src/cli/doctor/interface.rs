@@ -13,8 +13,9 @@ pub(super) fn findings(link: &Link, ours: bool) -> Vec<Finding> {
     findings.extend(jumbo(link));
     if link.is_veth {
         findings.extend(veth(link));
-    } else {
-        findings.extend(device::features(&link.name).ok().map(|features| large_receive(link, features)));
+    } else if let Ok(features) = device::features(&link.name) {
+        findings.push(large_receive(link, features));
+        findings.extend(tags(link, features));
     }
     findings.extend(device::rings(&link.name).ok().and_then(|rings| ring(link, rings)));
     findings
@@ -86,6 +87,17 @@ fn large_receive(link: &Link, features: device::Features) -> Finding {
     Finding::ok(check, "no large receive offload")
 }
 
+fn tags(link: &Link, features: device::Features) -> Option<Finding> {
+    features.takes_tags_out.then(|| {
+        Finding::bad(
+            Level::Warn,
+            format!("{}: VLAN tags", link.name),
+            "the device takes them out of frames: if clients or backends are in VLANs, answers to them go astray",
+            Some(format!("ethtool -K {} rxvlan off", link.name)),
+        )
+    })
+}
+
 fn ring(link: &Link, rings: device::Rings) -> Option<Finding> {
     let check = format!("{}: receive ring", link.name);
     if rings.receive == 0 {
@@ -107,7 +119,16 @@ mod tests {
     use super::*;
 
     fn link() -> Link {
-        Link { index: 2, name: "eth0".to_owned(), mac: Some([2; 6]), mtu: 1500, up: true, is_veth: false, xdp: None }
+        Link {
+            index: 2,
+            name: "eth0".to_owned(),
+            mac: Some([2; 6]),
+            mtu: 1500,
+            up: true,
+            vlan: None,
+            is_veth: false,
+            xdp: None,
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl World {
     }
 
     fn resolve(&mut self, number: u32, found: bool) {
-        let next_hop = NextHop { ifindex: 2, dst_mac: [1; 6], src_mac: [2; 6], mtu: 1_500, source: None };
+        let next_hop = NextHop { ifindex: 2, dst_mac: [1; 6], src_mac: [2; 6], mtu: 1_500, source: None, vlan: None };
         let address = format!("10.0.0.{}", 11 + number).parse().expect("an address");
         self.balancer.next_hops(&HashMap::from([(address, found.then_some(next_hop))]), self.now);
     }

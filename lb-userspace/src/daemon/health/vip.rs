@@ -95,7 +95,13 @@ fn envelope(target: &CheckTarget, way: &Way, next_hop: &NextHop) -> io::Result<E
         (true, None) => return Err(io::Error::other("the tunnel has no source address yet")),
         (false, _) => None,
     };
-    Ok(Envelope { ifindex: next_hop.ifindex, dst: next_hop.dst_mac, src: next_hop.src_mac, tunnel })
+    Ok(Envelope {
+        ifindex: next_hop.ifindex,
+        dst: next_hop.dst_mac,
+        src: next_hop.src_mac,
+        tunnel,
+        vlan: next_hop.vlan,
+    })
 }
 
 fn send(sender: &mut Sender, envelope: &Envelope, segment: &Segment) -> io::Result<()> {

@@ -12,8 +12,11 @@ const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const TCP_HEADER: usize = 20;
-/// The largest: Ethernet, two IPv6 headers, TCP.
-const CAPACITY: usize = ETHERNET + 2 * IPV6 + TCP_HEADER;
+/// EtherType of a VLAN tag, and its bytes.
+const VLAN: u16 = 0x8100;
+const TAG: usize = 4;
+/// The largest: Ethernet with a tag, two IPv6 headers, TCP.
+const CAPACITY: usize = ETHERNET + TAG + 2 * IPV6 + TCP_HEADER;
 
 /// Hop limit of what starts here.
 const HOPS: u8 = 64;
@@ -32,6 +35,8 @@ pub(crate) struct Envelope {
     pub(crate) src: [u8; 6],
     /// Source and destination of an outer IP header.
     pub(crate) tunnel: Option<(IpAddr, IpAddr)>,
+    /// The VLAN whose tag it has.
+    pub(crate) vlan: Option<u16>,
 }
 
 /// The segment itself.
@@ -93,6 +98,10 @@ pub(crate) fn build(envelope: &Envelope, segment: &Segment) -> Option<Frame> {
     let mut frame = Frame { ifindex: envelope.ifindex, bytes: [0; CAPACITY], len: 0 };
     frame.push(&envelope.dst);
     frame.push(&envelope.src);
+    if let Some(vlan) = envelope.vlan {
+        frame.push(&VLAN.to_be_bytes());
+        frame.push(&vlan.to_be_bytes());
+    }
     frame.push(&ethertype.to_be_bytes());
     if let Some(outer) = outer {
         frame.push(&outer);
@@ -158,7 +167,8 @@ mod tests {
 
     use super::*;
 
-    const ENVELOPE: Envelope = Envelope { ifindex: 9, dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], tunnel: None };
+    const ENVELOPE: Envelope =
+        Envelope { ifindex: 9, dst: [2, 0, 0, 0, 0, 1], src: [2, 0, 0, 0, 0, 2], tunnel: None, vlan: None };
 
     fn rst(from: &str, to: &str, ack: Option<u32>) -> Segment {
         Segment { from: from.parse().unwrap(), to: to.parse().unwrap(), seq: 0xdead_beef, ack, flags: flag::RST }
@@ -229,5 +239,14 @@ mod tests {
     #[test]
     fn ends_of_different_families_make_no_frame() {
         assert!(build(&ENVELOPE, &rst("10.0.0.100:80", "[2001:db8::7]:45001", None)).is_none());
+    }
+
+    #[test]
+    fn a_tag_stands_before_the_ethertype() {
+        let segment = rst("10.0.0.100:80", "192.0.2.7:45001", None);
+        let plain = build(&ENVELOPE, &segment).unwrap();
+        let tagged = build(&Envelope { vlan: Some(0x123), ..ENVELOPE }, &segment).unwrap();
+        assert_eq!(tagged.bytes()[12..18], [0x81, 0, 1, 0x23, 8, 0]);
+        assert_eq!(tagged.bytes()[16..], plain.bytes()[12..]);
     }
 }
