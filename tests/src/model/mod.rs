@@ -185,6 +185,9 @@ type Whose = (IpAddr, IpAddr, u32, u8);
 /// Whose flow: service, client.
 type Key = (usize, IpAddr, u16);
 
+/// A frame's tags as they are written to those who sent it; `None` where there were two, of which nothing is remembered.
+type Way = Option<Vec<u8>>;
+
 /// Where later fragments go.
 #[derive(Clone, Debug)]
 enum Onward {
@@ -214,6 +217,8 @@ pub struct Model {
     fragments: HashMap<Whose, Onward>,
     /// Backends that each flow has gone to; more than one where a port was used again.
     flows: HashMap<Key, BTreeSet<u32>>,
+    /// The tags that packets came with which may have opened the flow: a reply leaves with one of these.
+    ways: HashMap<Key, BTreeSet<Way>>,
 }
 
 impl Model {
@@ -231,6 +236,7 @@ impl Model {
     pub fn forget(&mut self) {
         self.fragments.clear();
         self.flows.clear();
+        self.ways.clear();
     }
 
     fn errs(&self, mistake: Mistake) -> bool {
@@ -426,8 +432,21 @@ impl Model {
             self.fragments.insert(whose(ip, id), Onward::To(slots.clone()));
         }
         if !slots.is_empty() && run.outcome != Outcome::Stateless {
-            self.flows.entry((service, ip.source, client)).or_default().extend(slots);
+            let key = (service, ip.source, client);
+            self.flows.entry(key).or_default().extend(slots);
+            if run.outcome != Outcome::Forwarded {
+                self.ways.entry(key).or_default().insert(way(&run.frame, ip.at));
+            }
         }
+    }
+}
+
+/// How a frame came whose packet begins at `at`.
+fn way(frame: &[u8], at: usize) -> Way {
+    match at {
+        14 => Some(Vec::new()),
+        18 => Some([[0x81, 0], (number(&frame[14..16]) & 0xfff).to_be_bytes()].concat()),
+        _ => None,
     }
 }
 

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use lb_common::{backend::Backend, outcome::Outcome};
 
-use super::{BACKENDS, Fate, Mistake, Model, Run, cells, parse::Ip};
+use super::{
+    BACKENDS, Fate, Key, Mistake, Model, Run, Way, cells,
+    parse::{Ip, number},
+};
 use crate::rig::{Action, CLIENT_MAC, INGRESS, Mode, OWN_MAC};
 
 /// How a packet of a flow may be counted.
@@ -71,6 +74,29 @@ impl Model {
     /// It went to the client as the VIP's.
     fn returned(&self, outcome: Outcome, service: usize, ip: &Ip, run: &Run) -> Result<(), String> {
         check(run.outcome == outcome && run.action == Action::Tx, "no reply")?;
+        let port = run.frame.get(ip.payload + 2..ip.payload + 4).filter(|_| !ip.is_later()).map(number);
+        let of_client =
+            |key: &Key| (key.0, key.1) == (service, ip.destination) && port.is_none_or(|port| key.2 == port);
+        let ways: BTreeSet<&Way> =
+            self.ways.iter().filter(|(key, _)| of_client(key)).flat_map(|(_, ways)| ways).collect();
+        let mut differs = Err("a reply to nobody".to_owned());
+        for way in ways {
+            differs = self.returned_by(way, service, ip, run);
+            if differs.is_ok() {
+                break;
+            }
+        }
+        differs
+    }
+
+    /// It went to the client as the VIP's, with the tags of the way that the client's packets came.
+    fn returned_by(&self, way: &Way, service: usize, ip: &Ip, run: &Run) -> Result<(), String> {
+        let its = &run.frame[12..ip.at - 2];
+        let tags = way.as_deref().unwrap_or(its);
+        check(run.out.get(12..12 + tags.len()) == Some(tags), "other tags in the reply")?;
+        // As if it had kept its tags: what is compared then is the rest.
+        let out = [&run.out[..12], its, &run.out[12 + tags.len()..]].concat();
+        let run = &Run { out, ..run.clone() };
         let vip = cells()[service].vip();
         let addr = lb_common::addr::Addr::from(vip.ip()).octets();
         let mut out = self.translated(ip, run, true, addr, vip.port().to_be())?;
