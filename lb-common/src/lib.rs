@@ -28,8 +28,8 @@ pub mod vlan;
 #[cfg(test)]
 extern crate std;
 
-/// Version of all map layouts together; the last component of the default pin path (`…/ebb/v1`).
-pub const LAYOUT_VERSION: u32 = 1;
+/// Version of all map layouts together; the last component of the default pin path (`…/ebb/v2`).
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps as they stand in the eBPF object, and of their pins.
 pub mod map_name {

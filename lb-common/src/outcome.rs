@@ -87,8 +87,6 @@ outcomes! {
     DroppedTooBig = "dropped_too_big",
     /// Hop limit used up.
     DroppedHopLimit = "dropped_hop_limit",
-    /// For a VIP, but no service's, and the host does not use the address.
-    DroppedNoService = "dropped_no_service",
     /// Under `nat`, a flow that could not be told from another service's.
     DroppedNatConflict = "dropped_nat_conflict",
     /// A packet that the driver would not let grow or shrink.

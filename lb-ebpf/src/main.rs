@@ -124,7 +124,6 @@ fn conclude(packet: &Packet, done: Result<Sent, Outcome>) -> u32 {
         | Outcome::DroppedFragment
         | Outcome::DroppedTooBig
         | Outcome::DroppedHopLimit
-        | Outcome::DroppedNoService
         | Outcome::DroppedNatConflict
         | Outcome::DroppedResize => XDP_DROP,
     }

@@ -62,7 +62,7 @@ pub struct Global {
     /// Socket of the daemon
     #[arg(long, global = true, env = "EBB_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// Control the daemon on another host over mutual TLS, e.g. https://lb1.example.net:7443
+    /// Control the daemon on another host over mutual TLS: https://HOST:PORT
     #[arg(long, global = true, env = "EBB_SERVER", value_name = "URL", help_heading = "Remote control")]
     pub server: Option<String>,
     /// Certificate to show the server

@@ -28,7 +28,7 @@ pub(super) fn check(path: &Path, print: Printer) -> Result<Exit, Failure> {
     let backends = file.services.iter().map(|service| service.backends.len()).sum();
     let checked = Checked { file: path, services: file.services.len(), backends };
     let sentence =
-        format!("{}: nothing wrong, {} services with {} backends", path.display(), checked.services, checked.backends);
+        format!("{}: nothing wrong; services: {}, backends: {}", path.display(), checked.services, checked.backends);
     print.say(&checked, &sentence)?;
     Ok(Exit::Done)
 }

@@ -88,6 +88,5 @@ fn impossible(outcome: Outcome, cell: Cell) -> Option<&'static str> {
         Outcome::DroppedCut => unless(tcp || nat, "datagrams of a cut flow are steered anew"),
         Outcome::DroppedNatConflict => unless(nat, "no port is translated"),
         Outcome::NeighbourAnswered => Some("neighbours ask for no service: tests/neighbours.rs has their questions"),
-        Outcome::DroppedNoService => Some("what is for a VIP and for no service passes"),
     }
 }
