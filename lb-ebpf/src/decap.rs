@@ -7,7 +7,7 @@ use crate::{
     family::{Family, V4, V6},
     forward::{
         tunnel::{LinkHeader, link_header, put_link_header},
-        write_macs,
+        write_mac_words,
     },
     packet::Packet,
     parse::{self, Ip, Part, ether},
@@ -52,9 +52,7 @@ fn strip<F: Family>(packet: &Packet, offset: usize) -> Result<(), Outcome> {
     let excess = outer.payload - offset;
     let inner = packet.cut_front(excess).ok_or(Outcome::DroppedResize)?;
     put_link_header(&inner, offset, link, ethertype).ok_or(Outcome::DroppedMalformed)?;
-    let [d0, d1, d2, d3, d4, d5, ..] = own.to_le_bytes();
-    let [s0, s1, s2, s3, s4, s5, ..] = source.to_le_bytes();
-    write_macs(&inner, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)
+    write_mac_words(&inner, own, source).ok_or(Outcome::DroppedMalformed)
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ use crate::{
     by_family, clock,
     entry::{FlowMap, FlowRef},
     family::Family,
-    forward::{self, Sent, nat, write_macs},
+    forward::{self, Sent, nat, write_mac_words},
     maps::{CONTROL, SERVICES},
     neighbour,
     packet::Packet,
@@ -126,9 +126,7 @@ fn echo<F: Family>(packet: &Packet, ip: &Ip) -> Result<Sent, Outcome> {
     header.put::<u16, 2>(checksum::update(header.get::<u16, 2>(), checksum::replace16(0, old, new)));
     F::swap_addresses(packet, ip.offset).ok_or(MALFORMED)?;
     let (source, own) = packet.macs().ok_or(MALFORMED)?;
-    let [d0, d1, d2, d3, d4, d5, ..] = source.to_le_bytes();
-    let [s0, s1, s2, s3, s4, s5, ..] = own.to_le_bytes();
-    write_macs(packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(MALFORMED)?;
+    write_mac_words(packet, source, own).ok_or(MALFORMED)?;
     Ok(Sent { ifindex: packet.ingress(), outcome: Outcome::EchoAnswered })
 }
 

@@ -13,7 +13,7 @@ use network_types::ip::Ipv6Hdr;
 
 use crate::{
     family::{Family, V6},
-    forward::{Sent, write_macs},
+    forward::{Sent, write_mac_words},
     maps::{CONTROL, LINKS},
     packet::Packet,
     rare::{self, Frame},
@@ -98,16 +98,8 @@ fn answer_arp(packet: &Packet, offset: usize) -> Option<Sent> {
     arp.put::<u16, 22>((asking >> 32) as u16);
     arp.put::<u32, 24>(sender);
     let (from, _) = packet.macs()?;
-    address(packet, from, own)?;
+    write_mac_words(packet, from, own)?;
     Some(Sent { ifindex: packet.ingress(), outcome: Outcome::NeighbourAnswered })
-}
-
-/// Writes the frame's addresses from words with the bytes in memory order.
-#[inline(always)]
-fn address(packet: &Packet, to: u64, from: u64) -> Option<()> {
-    let [d0, d1, d2, d3, d4, d5, ..] = to.to_le_bytes();
-    let [s0, s1, s2, s3, s4, s5, ..] = from.to_le_bytes();
-    write_macs(packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5])
 }
 
 /// Who asks, for what, and what we are called there.
@@ -128,7 +120,8 @@ fn advertise(packet: &Packet, offset: usize) -> Result<Sent, Outcome> {
     let to = if nobody { ALL_NODES } else { question.asking };
     put_advertisement(&packet, offset, &Question { asking: to, ..question }, !nobody)
         .ok_or(Outcome::DroppedMalformed)?;
-    address(&packet, if nobody { ALL_NODES_MAC } else { from }, question.own).ok_or(Outcome::DroppedMalformed)?;
+    write_mac_words(&packet, if nobody { ALL_NODES_MAC } else { from }, question.own)
+        .ok_or(Outcome::DroppedMalformed)?;
     Ok(Sent { ifindex: packet.ingress(), outcome: Outcome::NeighbourAnswered })
 }
 

@@ -8,7 +8,7 @@ use crate::{
     forward::{
         Sent,
         tunnel::{link_header, put_link_header},
-        write_macs,
+        write_mac_words,
     },
     packet::Packet,
     parse::Ip,
@@ -38,9 +38,7 @@ pub fn answer<F: Family>(packet: &Packet, offset: usize, mtu: usize) -> Result<S
     let room = F::HEADER + ICMP_HEADER;
     let grown = packet.grow_front(room).ok_or(Outcome::DroppedResize)?;
     put_link_header(&grown, offset, link, F::ETHERTYPE).ok_or(Outcome::DroppedMalformed)?;
-    let [d0, d1, d2, d3, d4, d5, ..] = source_mac.to_le_bytes();
-    let [s0, s1, s2, s3, s4, s5, ..] = own_mac.to_le_bytes();
-    write_macs(&grown, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
+    write_mac_words(&grown, source_mac, own_mac).ok_or(Outcome::DroppedMalformed)?;
     let quoted = ip.payload - offset + QUOTED;
     build::<F>(&grown, &ip, mtu, quoted).ok_or(Outcome::DroppedMalformed)?;
     let cut = grown.resized(offset + room + quoted).ok_or(Outcome::DroppedResize)?;

@@ -86,6 +86,15 @@ pub fn retagged(packet: &Packet, offset: usize, tag: Tag) -> Option<Packet> {
     Some(resized)
 }
 
+/// Writes both MAC addresses of a frame from words with their bytes in memory order in the low 48 bits, as
+/// [`Packet::macs`] reads them.
+#[inline(always)]
+pub fn write_mac_words(packet: &Packet, destination: u64, source: u64) -> Option<()> {
+    let [d0, d1, d2, d3, d4, d5, ..] = destination.to_le_bytes();
+    let [s0, s1, s2, s3, s4, s5, ..] = source.to_le_bytes();
+    write_macs(packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5])
+}
+
 /// Writes both MAC addresses of a frame.
 #[inline(always)]
 pub fn write_macs(packet: &Packet, destination: [u8; 6], source: [u8; 6]) -> Option<()> {

@@ -15,7 +15,7 @@ use lb_common::{
     vlan::Tag,
 };
 
-use super::{Sent, address_frame, forgotten, retagged, write_macs};
+use super::{Sent, address_frame, forgotten, retagged, write_mac_words};
 use crate::{
     by_family, clock, count,
     entry::{FlowMap, FlowRef},
@@ -175,10 +175,8 @@ fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Met
 pub fn to_peer(packet: &Packet, offset: usize, row: u16, outcome: Outcome) -> Result<Sent, Outcome> {
     let row = PEERS.get(row as u32).ok_or(Outcome::DroppedUnresolved)?;
     let peer = Peer::unpack(row.peer).ok_or(Outcome::DroppedUnresolved)?;
-    let [d0, d1, d2, d3, d4, d5, ..] = peer.mac.to_le_bytes();
-    let [s0, s1, s2, s3, s4, s5, ..] = row.own_mac.to_le_bytes();
     let packet = retagged(packet, offset, Tag((row.own_mac >> 48) as u16)).ok_or(Outcome::DroppedResize)?;
-    write_macs(&packet, [d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]).ok_or(Outcome::DroppedMalformed)?;
+    write_mac_words(&packet, peer.mac, row.own_mac).ok_or(Outcome::DroppedMalformed)?;
     Ok(Sent { ifindex: peer.ifindex, outcome })
 }
 
