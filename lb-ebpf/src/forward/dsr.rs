@@ -2,12 +2,9 @@
 //! client itself.
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
-use lb_common::{
-    backend::{Backend, backend_flag},
-    outcome::Outcome,
-};
+use lb_common::{backend::Backend, outcome::Outcome};
 
-use super::{Sent, address_frame, write_macs};
+use super::{Sent, address_frame, check_next_hop, write_macs};
 use crate::{
     packet::Packet,
     rare::{self, Frame},
@@ -17,9 +14,7 @@ use crate::{
 /// Readies a frame whose tags are right; gives the interface to leave by.
 #[inline(always)]
 pub fn send(packet: &Packet, backend: &Backend) -> Result<u32, Outcome> {
-    if backend.flags & backend_flag::RESOLVED == 0 && backend.ifindex == 0 {
-        return Err(Outcome::DroppedUnresolved);
-    }
+    check_next_hop(backend)?;
     write_macs(packet, backend.dst_mac, backend.src_mac).ok_or(Outcome::DroppedMalformed)?;
     Ok(backend.ifindex)
 }

@@ -55,12 +55,19 @@ pub fn send(
 /// Gives a frame whose IP header is at `offset` the tags and addresses for a backend's next hop.
 #[inline(always)]
 pub fn address_frame(packet: &Packet, offset: usize, backend: &Backend) -> Result<u32, Outcome> {
-    if backend.flags & backend_flag::RESOLVED == 0 && backend.ifindex == 0 {
-        return Err(Outcome::DroppedUnresolved);
-    }
+    check_next_hop(backend)?;
     let packet = retagged(packet, offset, Tag(backend.tag)).ok_or(Outcome::DroppedResize)?;
     write_macs(&packet, backend.dst_mac, backend.src_mac).ok_or(Outcome::DroppedMalformed)?;
     Ok(backend.ifindex)
+}
+
+/// Whether a backend's next hop was ever known: its flows keep the last one, whatever becomes of it.
+#[inline(always)]
+fn check_next_hop(backend: &Backend) -> Result<(), Outcome> {
+    if backend.flags & backend_flag::RESOLVED == 0 && backend.ifindex == 0 {
+        return Err(Outcome::DroppedUnresolved);
+    }
+    Ok(())
 }
 
 /// The frame with the tags of its way, in place of those in front of the IP header at `offset`. Its MAC addresses are to be
