@@ -13,6 +13,14 @@ use ebb_tests::{
 /// Bytes that the narrow links take; both ends' own links take 1,500.
 const NARROW: u32 = 1400;
 
+/// What fits a packet of 1,500 bytes beside the headers.
+fn full_mss(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1460,
+        Family::V6 => 1440,
+    }
+}
+
 /// Two segments, with the switch as a router beside the balancer.
 fn scene(forward: Forward, family: Family, forwarding: bool) -> Result<Scene> {
     let mut setting = Setting::of(forward, Arms::Two, family);
@@ -74,9 +82,13 @@ fn routers_are_heard(forward: Forward, family: Family, forwarding: bool) -> Resu
         Some(&scene.lab.switch),
         &format!("route add {vip} via {balancer}\nroute add {client} dev outside mtu {NARROW}\n"),
     )?;
+    // Replies go back to whom the client's packets came from: under nat that is to be the router.
+    let via = if forward == Forward::Nat { router } else { balancer };
+    // A client that knows the narrow path offers a small MSS to whom it meets next, and a backend whose connections all
+    // begin after that never sends too much and learns nothing. With an MSS of the route's own it goes on as it began.
+    let mss = full_mss(family);
+    ip(Some(&scene.lab.client), &format!("route replace {vip} via {via} advmss {mss}\n"))?;
     if forward == Forward::Nat {
-        // Replies go back to whom the client's packets came from: that is to be the router.
-        ip(Some(&scene.lab.client), &format!("route replace {vip} via {router}\n"))?;
         scene
             .lab
             .client
@@ -103,7 +115,8 @@ fn own_interface_is_minded(family: Family, forwarding: bool) -> Result<()> {
     let (vip, balancer) = (scene.vip(0, 80).ip(), Plan::balancer(family));
     ip(Some(&scene.lab.balancer), &format!("link set eth0 mtu {NARROW}\n"))?;
     // The client keeps to it, but lets the backends send more.
-    ip(Some(&scene.lab.client), &format!("route replace {vip} via {balancer} mtu {NARROW} advmss 1440\n"))?;
+    let mss = full_mss(family);
+    ip(Some(&scene.lab.client), &format!("route replace {vip} via {balancer} mtu {NARROW} advmss {mss}\n"))?;
     let tally = transfer(&scene)?;
     backends_know(&scene, &tally)
 }
