@@ -1,12 +1,15 @@
 //! The daemon stops, restarts or dies in the middle of a drain.
 
 use std::{
-    fs, thread,
+    fs, io,
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use ebb_tests::{
+    lab::{Ebb, Family, Lab, Plan},
     scene::{SOON, Scene, Setting},
     traffic::{Conversation, End, Fault, Group, Lasting, given_after},
     wait_until,
@@ -182,4 +185,53 @@ fn unloading_takes_everything_off() -> Result<()> {
     assert!(!scene.lab.pin_path().exists(), "the pins are gone");
     assert!(scene.visit(1).is_err(), "nothing forwards any more");
     Ok(())
+}
+
+/// Room on the disk is reserved before a command takes force: a full one refuses what would need more, and that alone.
+#[test]
+fn a_full_disk_forgets_no_change() -> Result<()> {
+    let lab = Lab::build(Plan::default())?;
+    lab.give_state_a_disk(4 << 20)?;
+    let mut ebb = Ebb::start(&lab)?;
+    ebb.ok(&["service", "add", "web", "--vip", &format!("{}:80/tcp", Plan::vip(Family::V4, 0))])?;
+    for name in ["b0", "b1"] {
+        let index = usize::from(name == "b1");
+        ebb.ok(&["backend", "add", "web", name, &Plan::backend(Family::V4, index).to_string()])?;
+        ebb.wait_state(&format!("web/{name}"), "active", SOON)?;
+    }
+    let filler = ebb.state_directory().join("filler");
+    let error = fill(&filler);
+    ensure!(error.kind() == io::ErrorKind::StorageFull, "{error}");
+
+    // What was reserved is enough for this.
+    ebb.ok(&["drain", "web/b1", "--wait"])?;
+    let backends = |count: usize| -> String {
+        let backend =
+            |n| format!("[[service.backend]]\nname = \"x{n}\"\naddress = \"10.77.{}.{}\"\n", n / 250, n % 250 + 1);
+        (0..count).map(backend).collect()
+    };
+    let file = ebb.state_directory().join("../big.toml");
+    fs::write(&file, format!("[[service]]\nname = \"big\"\nvip = \"10.77.99.1:80/tcp\"\n{}", backends(500)))?;
+    let file = file.to_str().context("a path in words")?.to_owned();
+    let refused = ebb.cli(&["apply", &file])?;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("no room") && refused.stderr.contains("nothing was changed"), "{refused:?}");
+    assert_eq!(ebb.status()?.services.len(), 1);
+
+    // Nothing that was answered for is lost, though the disk is still full.
+    ebb.kill()?;
+    ebb.run()?;
+    assert_eq!(ebb.backend("web/b1")?.state, "drained");
+    assert_eq!(ebb.status()?.services.len(), 1);
+
+    fs::remove_file(&filler)?;
+    ebb.ok(&["apply", &file])?;
+    assert_eq!(ebb.status()?.services.len(), 1, "web had no live flow: it is gone at once");
+    Ok(())
+}
+
+/// Writes into a file until its disk takes no more; why it took no more.
+fn fill(path: &Path) -> io::Error {
+    let filled = fs::File::create(path).and_then(|mut file| io::copy(&mut io::repeat(b'x'), &mut file));
+    filled.err().unwrap_or_else(|| io::Error::other("endless bytes came to an end"))
 }

@@ -103,7 +103,33 @@ pub(super) enum Request {
     Check(CheckReport),
 }
 
+/// Bytes by which one change to a backend lengthens what is kept, events and its service's ring included, unless very much in the
+/// ring moves.
+const BACKEND_GROWTH: u64 = 4 << 10;
+/// The same for a service.
+const SERVICE_GROWTH: u64 = 8 << 10;
+
 impl Request {
+    /// By how many bytes the state to be kept may grow, roughly; `None` if the request changes nothing.
+    pub(super) fn growth(&self) -> Option<u64> {
+        match self {
+            Self::AddService(..) | Self::SetService(..) | Self::RemoveService(..) => Some(SERVICE_GROWTH),
+            Self::AddBackend(..)
+            | Self::SetBackend(..)
+            | Self::RemoveBackend(..)
+            | Self::Drain(..)
+            | Self::DrainAddress(..)
+            | Self::Activate(..)
+            | Self::AnswerHold(..) => Some(BACKEND_GROWTH),
+            Self::Apply(wanted, false, _) => {
+                let backends: usize = wanted.iter().map(|service| service.backends.len()).sum();
+                Some(wanted.len() as u64 * SERVICE_GROWTH + backends as u64 * BACKEND_GROWTH)
+            }
+            // Questions; and what comes with a condition is looked at once that holds.
+            _ => None,
+        }
+    }
+
     /// Answers a change with an error. What changes nothing is never asked for conditionally.
     pub(super) fn refuse(self, error: Error) {
         // Whoever asked may have gone away meanwhile.

@@ -9,6 +9,7 @@ pub mod flow_log;
 mod handle;
 pub mod health;
 pub mod hooks;
+mod reserved_file;
 mod resolver;
 pub mod store;
 

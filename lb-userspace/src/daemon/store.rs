@@ -1,14 +1,13 @@
 //! What survives the daemon: `state.json`, written whole and put in place by a rename.
+//!
+//! **Invariant:** what a command changes has its room on the disk before it takes force ([`Store::make_room`]): a full disk
+//! refuses the command instead of forgetting it.
 
-use std::{
-    collections::VecDeque,
-    fs,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::VecDeque, fs, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::reserved_file::ReservedFile;
 use crate::{
     control::{
         advisor::Lengths,
@@ -42,6 +41,20 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// There is no room for what a command would change.
+    #[error(
+        "no room to keep this change in {path} ({source}), so nothing was changed: free at least {} kB there",
+        missing.div_ceil(1_000)
+    )]
+    NoRoom {
+        /// The file that it would be kept in.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+        /// Bytes that are wanting.
+        missing: u64,
+    },
     /// The file is not what this program writes.
     #[error("{path} is not a state this version of ebb can read ({why}): move it away to start empty")]
     Malformed {
@@ -53,9 +66,10 @@ pub enum StoreError {
 }
 
 /// Where the state is kept.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
+    file: ReservedFile,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,7 +113,18 @@ impl Store {
             path: directory.clone(),
             source,
         })?;
-        Ok(Self { directory })
+        let file = ReservedFile::new(directory.join(FILE));
+        Ok(Self { directory, file })
+    }
+
+    /// Makes sure that the state will find room on the disk when it is `growth` bytes longer, beside all growth asked for since it
+    /// was last written. Costs nothing while what is reserved suffices.
+    pub fn make_room(&mut self, growth: u64) -> Result<(), StoreError> {
+        self.file.make_room(growth).map_err(|(source, missing)| StoreError::NoRoom {
+            path: self.directory.join(FILE),
+            source,
+            missing,
+        })
     }
 
     /// The state in words of the file. Pure apart from the ring, which works out what to write once after a change.
@@ -127,18 +152,8 @@ impl Store {
     }
 
     /// Writes a rendered state so that after a crash there is either this one or the one before, whole.
-    pub fn write(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        let path = self.directory.join(FILE);
-        let aside = self.directory.join(format!("{FILE}.new"));
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Io { action, path, source }
-        };
-        let mut file = fs::File::create(&aside).map_err(failed("create", &aside))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", &aside))?;
-        fs::rename(&aside, &path).map_err(failed("replace", &path))?;
-        let directory = fs::File::open(&self.directory).map_err(failed("open", &self.directory))?;
-        directory.sync_all().map_err(failed("sync", &self.directory))
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file.write(bytes).map_err(|(action, path, source)| StoreError::Io { action, path, source })
     }
 
     /// Reads the state; `None` when there is none yet.
@@ -167,17 +182,6 @@ impl Store {
             after_reboot(&mut balancer, now);
         }
         Ok(Some(Restored { balancer, same_boot }))
-    }
-
-    /// Forgets the state, as `ebb unload` does.
-    pub fn erase(&self) -> Result<(), StoreError> {
-        let path = self.directory.join(FILE);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { action: "remove", path, source })
-            }
-            _ => Ok(()),
-        }
     }
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     Lab, Namespace,
-    run::LABEL_VARIABLE,
+    run::{LABEL_VARIABLE, STATE},
     status::{Backend, Status},
     sys,
 };
@@ -211,6 +211,11 @@ impl Ebb {
         self.directory.join("ebb.sock")
     }
 
+    /// Where the daemon keeps its state.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join(STATE)
+    }
+
     /// The program under test.
     pub fn program(&self) -> &Path {
         &self.program
@@ -229,8 +234,7 @@ impl Ebb {
 
     /// The arguments that keep this daemon's things apart from others'.
     fn places(&self) -> Vec<OsString> {
-        let state = self.directory.join("state").into_os_string();
-        vec!["--pin-path".into(), self.pin_path.clone().into(), "--state-dir".into(), state]
+        vec!["--pin-path".into(), self.pin_path.clone().into(), "--state-dir".into(), self.state_directory().into()]
     }
 
     fn log_path(&self) -> PathBuf {

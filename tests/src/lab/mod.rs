@@ -135,6 +135,13 @@ impl Lab {
         flow_table::wipe(&self.pin_path())
     }
 
+    /// Gives the daemon's state a disk of its own of so many bytes; before it is first started.
+    pub fn give_state_a_disk(&self, bytes: u64) -> Result<()> {
+        let place = self.directory().join(run::STATE);
+        std::fs::create_dir_all(&place)?;
+        sys::mount_tmpfs(&place, bytes).with_context(|| format!("mount a tmpfs at {}", place.display()))
+    }
+
     /// The value of [`run::LABEL_VARIABLE`] for this lab's processes.
     fn label(&self) -> &str {
         &self.names.0.label

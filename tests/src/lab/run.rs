@@ -19,6 +19,9 @@ use super::{netns::Namespace, sys};
 const RUNS: &str = "/run/ebb-lab";
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// The daemon's state directory, in a lab's directory.
+pub(crate) const STATE: &str = "state";
+
 /// In the environment of every daemon, so that it can be told from a stranger that has got its process number.
 pub(crate) const LABEL_VARIABLE: &str = "EBB_LAB";
 
@@ -157,6 +160,8 @@ fn remove_labelled(label: &str, directory: &Path) {
             let _ = fs::remove_file(path);
         }
     }
+    // Where the daemon's state had a disk of its own.
+    let _ = sys::detach_mount(&directory.join(STATE));
     let _ = fs::remove_dir_all(directory);
 }
 

@@ -50,6 +50,12 @@ fn told<T: Send + 'static>(reply: Reply<T>, result: Result<T, Error>) -> Answer 
 impl Engine {
     /// Does what is asked; `None` where the answer comes later or none is needed.
     pub(super) fn handle(&mut self, request: Request) -> Option<Answer> {
+        if let Some(growth) = request.growth()
+            && let Err(error) = self.store.make_room(growth)
+        {
+            request.refuse(Error::Internal(error.to_string()));
+            return None;
+        }
         Some(match request {
             Request::AddService(spec, reply) => changed(reply, self.add_service(*spec)),
             Request::SetService(name, patch, reply) => {

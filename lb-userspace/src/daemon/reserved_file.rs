@@ -1,0 +1,195 @@
+//! A file that is replaced whole, with the room for its next version reserved: a disk that fills up cannot refuse what has
+//! been promised.
+//!
+//! The next version is written into a spare file beside it, whose blocks are there already, and the two change places. What is
+//! not needed of the room is filled with spaces, so that no block is given back: the readers are JSON's, which pass over them.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with},
+    io::Errno,
+};
+
+/// Room beyond what is needed, so that not every change asks for more.
+const SLACK: u64 = 64 << 10;
+/// Bytes of a block, as `stat` counts them.
+const BLOCK: u64 = 512;
+
+/// What was being done, to what, and what the system said.
+pub(super) type Failure = (&'static str, PathBuf, io::Error);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct ReservedFile {
+    path: PathBuf,
+    spare: PathBuf,
+    /// Bytes that the spare file can take; `None` before it was looked at.
+    room: Option<u64>,
+    /// Bytes of the present version.
+    len: u64,
+    /// Growth promised since it was written.
+    promised: u64,
+}
+
+impl ReservedFile {
+    /// Touches nothing yet.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let mut spare = path.clone().into_os_string();
+        spare.push(".new");
+        Self { path, spare: spare.into(), room: None, len: 0, promised: 0 }
+    }
+
+    /// Promises room for a version that is longer by `growth` bytes, and by all that was promised since the last was written. After
+    /// an error, which comes with the number of bytes that are wanting, this growth is not promised.
+    ///
+    /// Where the file system cannot reserve room, nothing is promised, and only the writing tells.
+    pub(super) fn make_room(&mut self, growth: u64) -> Result<(), (io::Error, u64)> {
+        let least = self.len + self.promised + growth;
+        let room = self.room.unwrap_or(0);
+        if room < least {
+            let ample = least + least / 8 + SLACK;
+            let reserved = reserve(&self.spare, ample).map(|()| ample);
+            let reserved = reserved.or_else(|_| reserve(&self.spare, least).map(|()| least));
+            self.room = Some(reserved.map_err(|error| (error, least - room))?);
+        }
+        self.promised += growth;
+        Ok(())
+    }
+
+    /// Puts `bytes` in the file's place, so that after a crash there is either this version or the one before, whole.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| (action, path, source)
+        };
+        let mut file = open_spare(&self.spare).map_err(failed("create", &self.spare))?;
+        let written = fill(&mut file, bytes);
+        if written.is_err() {
+            // Some of it may have grown the file, some of it not.
+            self.room = Some(allocated(&file));
+        }
+        written.map_err(failed("write", &self.spare))?;
+        self.room = Some(self.exchange().map_err(failed("replace", &self.path))?);
+        (self.len, self.promised) = (bytes.len() as u64, 0);
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))
+    }
+
+    /// Puts the spare in place; the room of what was there, and is the spare from now on.
+    fn exchange(&self) -> io::Result<u64> {
+        match renameat_with(CWD, &self.spare, CWD, &self.path, RenameFlags::EXCHANGE) {
+            Ok(()) => File::open(&self.spare).map(|file| allocated(&file)),
+            // There was none yet, or the file system cannot exchange.
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(&self.spare, &self.path).map(|()| 0),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn open_spare(spare: &Path) -> io::Result<File> {
+    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    OpenOptions::new().write(true).create(true).truncate(false).custom_flags(nofollow).open(spare)
+}
+
+/// Gives the spare file blocks for so many bytes.
+fn reserve(spare: &Path, bytes: u64) -> io::Result<()> {
+    let file = open_spare(spare)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+/// Bytes that can be written into a file without a new block.
+fn allocated(file: &File) -> u64 {
+    file.metadata().map_or(0, |metadata| metadata.len().min(metadata.blocks() * BLOCK))
+}
+
+/// Writes `bytes`, and spaces over what the file has beyond them.
+fn fill(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = file.metadata()?.len().saturating_sub(bytes.len() as u64);
+    let ample = (bytes.len() as u64 + SLACK) * 4;
+    if rest > ample {
+        file.set_len(ample)?;
+        rest = ample - bytes.len() as u64;
+    }
+    file.write_all(bytes)?;
+    io::copy(&mut io::Read::take(io::repeat(b' '), rest), file)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(path: &Path) -> String {
+        let text = fs::read_to_string(path).expect("the file");
+        text.trim_end_matches(' ').to_owned()
+    }
+
+    #[test]
+    fn each_version_takes_the_place_of_the_one_before_within_the_room_promised() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        let mut file = ReservedFile::new(path.clone());
+        file.write(b"first").expect("written");
+        assert_eq!(content(&path), "first");
+
+        file.make_room(100_000).expect("room");
+        let spare = File::open(directory.path().join("file.new")).expect("the spare");
+        assert!(allocated(&spare) >= 100_005, "{}", allocated(&spare));
+        let long = "x".repeat(100_005);
+        file.write(long.as_bytes()).expect("written");
+        assert_eq!(content(&path), long);
+
+        // A shorter one leaves nothing of the longer, and the room is not given back.
+        file.make_room(0).expect("room");
+        file.write(b"third").expect("written");
+        file.write(b"fourth").expect("written");
+        assert_eq!(content(&path), "fourth");
+        assert!(allocated(&File::open(&path).expect("the file")) >= 100_005);
+    }
+
+    #[test]
+    fn promises_add_up_until_they_are_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut file = ReservedFile::new(directory.path().join("file"));
+        file.write(b"").expect("written");
+        for _ in 0..10 {
+            file.make_room(SLACK).expect("room");
+        }
+        assert!(file.room >= Some(10 * SLACK), "{file:?}");
+        file.write(b"kept").expect("written");
+        assert_eq!(file.promised, 0);
+    }
+
+    #[test]
+    fn a_much_shorter_version_gives_room_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        let mut file = ReservedFile::new(path.clone());
+        let long = vec![b'x'; 3 << 20];
+        file.write(&long).expect("written");
+        file.write(b"a").expect("written");
+        file.write(b"b").expect("written");
+        assert_eq!(content(&path), "b");
+        assert!(fs::metadata(&path).expect("its size").len() <= (1 + SLACK) * 4);
+    }
+
+    #[test]
+    fn a_link_in_the_spare_s_place_is_not_followed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").expect("written");
+        std::os::unix::fs::symlink(&victim, directory.path().join("file.new")).expect("a link");
+        let mut file = ReservedFile::new(directory.path().join("file"));
+        assert!(file.write(b"state").is_err() && file.make_room(1).is_err());
+        assert_eq!(content(&victim), "precious");
+    }
+}
