@@ -14,7 +14,7 @@ pub mod control_flag {
 
 /// Settings of the packet path. Written by the daemon, field by field; read by every packet.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[derive(Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Control {
     /// Published half of the VIP table: index of its first entry in the high half, mask of its size in the low half.
     /// One word, so that a flip is atomic.
@@ -38,6 +38,18 @@ pub struct Control {
 }
 
 const _: () = assert!(size_of::<Control>() == 128);
+
+impl core::fmt::Debug for Control {
+    /// All but the secrets, which belong in no log.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Control")
+            .field("vips", &self.vips)
+            .field("flags", &self.flags)
+            .field("flow_slots", &self.flow_slots)
+            .field("backend_slots", &self.backend_slots)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Control {
     /// Size of the flow table, and the secret of its alternate sets: the last of the keys, which the hash does not use.
@@ -113,6 +125,14 @@ pub const PEERS: u32 = 65_536;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let secret = 0x0123_4567_89ab_cdef;
+        let control = Control { table_keys: [secret; TABLE_KEYS], flow_slots: 16, ..Zeroable::zeroed() };
+        let shown = std::format!("{control:?} {:?}", control.geometry());
+        assert!(shown.contains("16") && !shown.contains(&std::format!("{secret}")), "{shown}");
+    }
 
     #[test]
     fn peers_round_trip() {

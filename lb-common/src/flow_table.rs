@@ -71,12 +71,19 @@ pub const fn slots_for(flows: u32) -> u32 {
 }
 
 /// Size of a table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Entries, a multiple of [`SET`].
     pub slots: u32,
     /// A secret that places the alternate sets.
     pub secret: u64,
+}
+
+impl core::fmt::Debug for Geometry {
+    /// Without the secret, which belongs in no log.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Geometry").field("slots", &self.slots).finish_non_exhaustive()
+    }
 }
 
 impl Geometry {

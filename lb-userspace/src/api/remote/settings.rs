@@ -1,7 +1,7 @@
 //! Who may control this balancer from afar, as it is written, and in force.
 
 use std::{
-    fs,
+    fmt, fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -55,12 +55,18 @@ pub struct SettingsError {
 }
 
 /// Settings in force, with what their files hold.
-#[derive(Debug)]
 pub struct Terms {
     clients: Vec<ClientRule>,
     /// The files as they were read, to tell whether they have changed.
     files: [Vec<u8>; 3],
     tls: Arc<ServerConfig>,
+}
+
+impl fmt::Debug for Terms {
+    /// Without the files, of which one is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("clients", &self.clients).finish_non_exhaustive()
+    }
 }
 
 impl PartialEq for Terms {
