@@ -7,4 +7,6 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod net;
+pub mod ownership;
+pub mod privilege;
 pub mod tls;

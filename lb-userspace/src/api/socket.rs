@@ -3,15 +3,18 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
-        net::UnixStream as StdStream,
+        fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
     },
     path::{Path, PathBuf},
     str::FromStr,
 };
 
+use nix::unistd::Group;
 use serde::{Deserialize, Deserializer};
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::ownership::{Trusted, Untrusted};
 
 /// Who may connect: whoever may write to the socket may do everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,18 +59,9 @@ fn group_number(group: &str) -> io::Result<u32> {
     if let Ok(number) = group.parse() {
         return Ok(number);
     }
-    let name = std::ffi::CString::new(group)?;
-    let mut room = vec![0; 64 << 10];
-    // SAFETY: a group of all zeroes is a value; it is looked at only after it has been filled in.
-    let mut found: libc::group = unsafe { std::mem::zeroed() };
-    let mut result = std::ptr::null_mut();
-    // SAFETY: all pointers are to memory of this frame that outlives the call; `room` is as long as is said.
-    let code =
-        unsafe { libc::getgrnam_r(name.as_ptr(), &raw mut found, room.as_mut_ptr(), room.len(), &raw mut result) };
-    match (code, result.is_null()) {
-        (0, false) => Ok(found.gr_gid),
-        (0, true) => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such group; see /etc/group")),
-        (code, _) => Err(io::Error::from_raw_os_error(code)),
+    match Group::from_name(group)? {
+        Some(found) => Ok(found.gid.as_raw()),
+        None => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such group; see /etc/group")),
     }
 }
 
@@ -86,6 +80,15 @@ pub enum SocketError {
         .0.display()
     )]
     NotASocket(PathBuf),
+    /// Others could put one of theirs in its place.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
+    /// It cannot be given to a group that the daemon is not in.
+    #[error(
+        "cannot give the socket to the group '{0}': the daemon is neither in it nor has CAP_CHOWN; under systemd put \
+         Group={0} into the unit's [Service] (systemctl edit ebb)"
+    )]
+    NotAMember(String),
     /// There is no group to give it to.
     #[error("cannot give the socket to the group '{group}': {source}")]
     Group {
@@ -107,12 +110,25 @@ pub enum SocketError {
 }
 
 impl Access {
-    fn grant(&self, file: &Path) -> io::Result<()> {
+    fn grant(&self, file: &Path) -> Result<(), SocketError> {
+        let io = |source| SocketError::Io { action: "set the mode of", path: file.to_owned(), source };
         if let Some(group) = &self.group {
-            chown(file, None, Some(group_number(group)?))?;
+            let refused = |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => SocketError::NotAMember(group.clone()),
+                _ => SocketError::Group { group: group.clone(), source },
+            };
+            group_number(group).and_then(|number| lchown(file, None, Some(number))).map_err(refused)?;
         }
-        fs::set_permissions(file, fs::Permissions::from_mode(self.mode.0))
+        fs::set_permissions(file, fs::Permissions::from_mode(self.mode.0)).map_err(io)
     }
+}
+
+/// A socket with its mode and group, under another name: nobody knows of it yet.
+#[derive(Debug)]
+pub struct Aside {
+    listener: StdListener,
+    path: PathBuf,
+    made_as: PathBuf,
 }
 
 /// A listening socket whose file goes when this does.
@@ -125,31 +141,31 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket and its directories. A stale socket is replaced.
+    /// Makes the socket and its directories, and puts it in place. A stale socket is replaced.
     pub fn bind(path: &Path, access: &Access) -> Result<Self, SocketError> {
+        Self::prepare(path, access)?.put_in_place()
+    }
+
+    /// Makes the socket and its directories, aside: nobody can connect before the mode is right, and a stale file is replaced
+    /// in one step.
+    pub fn prepare(path: &Path, access: &Access) -> Result<Aside, SocketError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| SocketError::Io { action, path, source }
         };
-        if let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        refuse_foreign(path)?;
+        if let Some(directory) = directory_of(path) {
             fs::create_dir_all(directory).map_err(io("make the directory", directory))?;
+            refuse_foreign(path)?;
         }
         refuse_occupied(path)?;
-        // Made aside and moved into place: nobody can connect before the mode is right, and a stale file is replaced in one step.
         let aside = path.with_extension(format!("{}~", std::process::id()));
         let _ = fs::remove_file(&aside);
-        let listener = UnixListener::bind(&aside).map_err(io("listen on", path))?;
-        let placed = access
-            .grant(&aside)
-            .and_then(|()| fs::metadata(&aside))
-            .and_then(|metadata| fs::rename(&aside, path).map(|()| metadata));
-        match placed {
-            Ok(metadata) => Ok(Self { listener, path: path.to_owned(), identity: (metadata.dev(), metadata.ino()) }),
-            Err(source) => {
-                let _ = fs::remove_file(&aside);
-                Err(io("put in place", path)(source))
-            }
-        }
+        let listener = StdListener::bind(&aside).map_err(io("listen on", path))?;
+        let made = Aside { listener, path: path.to_owned(), made_as: aside };
+        made.listener.set_nonblocking(true).map_err(io("listen on", path))?;
+        access.grant(&made.made_as)?;
+        Ok(made)
     }
 
     /// Refuses what [`Socket::bind`] would refuse, and makes nothing.
@@ -157,12 +173,34 @@ impl Socket {
         if let Some(group) = &access.group {
             group_number(group).map_err(|source| SocketError::Group { group: group.clone(), source })?;
         }
+        refuse_foreign(path)?;
         refuse_occupied(path)
     }
 
     /// The next caller.
     pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Aside {
+    /// Lets callers find it. Must be called within a tokio runtime.
+    pub fn put_in_place(self) -> Result<Socket, SocketError> {
+        refuse_occupied(&self.path)?;
+        let placed = || {
+            let metadata = fs::symlink_metadata(&self.made_as)?;
+            let listener = UnixListener::from_std(self.listener.try_clone()?)?;
+            fs::rename(&self.made_as, &self.path)?;
+            Ok(Socket { listener, path: self.path.clone(), identity: (metadata.dev(), metadata.ino()) })
+        };
+        placed().map_err(|source| SocketError::Io { action: "put in place", path: self.path.clone(), source })
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Unless it has been put in place there is a file of that name.
+        let _ = fs::remove_file(&self.made_as);
     }
 }
 
@@ -174,6 +212,17 @@ impl Drop for Socket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The directory that a socket is in, unless it is the present one.
+fn directory_of(path: &Path) -> Option<&Path> {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty())
+}
+
+/// Refuses a place where others could put a socket of theirs: callers would take them for the daemon.
+fn refuse_foreign(path: &Path) -> Result<(), SocketError> {
+    let directory = directory_of(path).unwrap_or(Path::new("."));
+    Ok(Trusted { path: directory, option: "--socket" }.check_way()?)
 }
 
 fn refuse_occupied(path: &Path) -> Result<(), SocketError> {

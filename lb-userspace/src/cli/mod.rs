@@ -12,6 +12,7 @@ pub mod failure;
 mod files;
 mod generate;
 mod place;
+mod prepare;
 mod print;
 mod progress;
 mod remote;
@@ -23,7 +24,7 @@ mod top;
 mod unload;
 pub mod values;
 
-use std::{ffi::OsString, io::Write, path::Path, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches};
 
@@ -66,20 +67,21 @@ fn not_understood(error: &clap::Error) -> Exit {
 }
 
 fn execute(cli: Cli, typed: Typed) -> Result<Exit, Failure> {
-    // Talking to the daemon is one conversation: a second thread would have nothing to do.
-    let runtime = match &cli.command {
-        Command::Run(_) => tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build(),
-        _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-    };
-    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     let client = place::client(&cli.global, typed, &cli.command)?;
     let print = Printer::new(cli.global.output);
-    runtime.block_on(ask(cli.command, &cli.global.socket, &client, print))
+    if let Command::Run(args) = &cli.command {
+        return run::run(args, &cli.global.socket);
+    }
+    // Talking to the daemon is one conversation: a second thread would have nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    runtime.block_on(ask(cli.command, &client, print))
 }
 
-async fn ask(command: Command, socket: &Path, client: &Client, print: Printer) -> Result<Exit, Failure> {
+async fn ask(command: Command, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
-        Command::Run(args) => run::run(&args, socket).await,
+        // It makes a runtime of its own, later.
+        Command::Run(_) => Ok(Exit::Done),
         Command::Unload(args) => unload::unload(&args, client, print).await,
         Command::Check { file } => files::check(&file, print),
         Command::Apply { file, dry_run, if_revision } => {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Router;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
-use super::failure::Failure;
+use super::{failure::Failure, prepare::Listener};
 use crate::api::remote::{self, Settings, Terms};
 
-/// A listener that nobody is answered on yet.
+/// A port at which nobody is answered yet.
 pub(super) struct Door {
-    listener: TcpListener,
+    listener: Listener,
     terms: Terms,
 }
 
@@ -23,12 +23,9 @@ pub(super) struct Renewal(Option<Terms>);
 
 impl Door {
     /// Reads the files and takes the port, before anything that would have to be undone.
-    pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
+    pub(super) fn take(settings: &Settings) -> Result<Self, Failure> {
         let terms = load(settings)?;
-        let listen = settings.listen;
-        let listener = TcpListener::bind(listen).await.map_err(|error| {
-            Failure::failed(format!("cannot listen on {listen}: {error}; choose another in [daemon.remote]"))
-        })?;
+        let listener = Listener::take(settings.listen, "cannot listen", "[daemon.remote]")?;
         if settings.clients.is_empty() {
             tracing::warn!("[daemon.remote] has no client: whoever connects may do nothing");
         }
@@ -36,10 +33,14 @@ impl Door {
     }
 
     /// Answers until `shutdown` resolves.
-    pub(super) fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send + 'static) -> Remote {
+    pub(super) fn serve(
+        self,
+        router: Router,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Remote, Failure> {
         let (sender, terms) = watch::channel(Arc::new(self.terms));
-        tokio::spawn(remote::serve(self.listener, terms, router, shutdown));
-        Remote(sender)
+        tokio::spawn(remote::serve(self.listener.open()?, terms, router, shutdown));
+        Ok(Remote(sender))
     }
 }
 

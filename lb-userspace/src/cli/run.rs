@@ -1,7 +1,6 @@
 //! `ebb run`: puts the daemon together, runs it until a signal, and takes it apart. The datapath forwards on without it.
 
 use std::{
-    fs::{File as OsFile, TryLockError},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,21 +10,20 @@ use std::{
 use axum::Router;
 use sd_notify::NotifyState;
 use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
+    runtime::Builder,
     sync::{mpsc, watch},
 };
 
 use super::{
     args::RunArgs,
-    doctor::machine,
     failure::{Exit, Failure},
     files,
+    prepare::{Doors, Prepared, Signals},
     remote::{Door, Remote},
     settings::Settings,
 };
 use crate::{
-    api::{self, DaemonInfo, metrics, page, socket::Socket},
+    api::{self, DaemonInfo, metrics, page, socket::Aside},
     config::{
         self,
         file::{self, File},
@@ -37,19 +35,23 @@ use crate::{
         health, hooks,
         store::Store,
     },
-    datapath::{self, EbpfDatapath, OpenError},
+    datapath::EbpfDatapath,
     net::{self, NetlinkResolver},
+    privilege,
 };
 
 /// News about next hops that wait for the engine.
 const NEXT_HOP_QUEUE: usize = 256;
 
 /// `ebb run`.
-pub(super) async fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
-    let file = args.config.as_deref().map(files::load_here).transpose()?;
-    let settings = Settings::merge(args, &file.as_ref().map(|file| file.daemon.clone()).unwrap_or_default());
-    log_to_stderr();
-    Daemon::serve(settings, file.zip(args.config.clone()), socket).await
+pub(super) fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
+    let prepared = Prepared::make(args, socket)?;
+    // From here on there are threads, whose rights nobody could take away any more.
+    privilege::keep_what_runs()
+        .map_err(|error| Failure::failed(format!("cannot give up the rights of the start: {error}")))?;
+    prepared.warn_of_what_cannot_be_read_again();
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?.block_on(Daemon::serve(prepared))
 }
 
 /// What runs.
@@ -65,27 +67,10 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn serve(settings: Settings, file: Option<(File, PathBuf)>, socket: &Path) -> Result<Exit, Failure> {
-        // What can be refused without touching anything comes first.
-        if !machine::may_load_programs() {
-            return Err(failed(OpenError::Privilege));
-        }
-        Socket::check(socket, &settings.access).map_err(failed)?;
-        let mut signals = Signals::new()?;
-        let doors = Doors::open(&settings).await?;
-        let store = Store::open(&settings.state_dir).map_err(failed)?;
-        let _lock = lock(&settings.state_dir)?;
-        let untouched = !settings.datapath.pin_path.exists();
-        let started = Self::start(&settings, store, file, socket, doors).await;
-        let daemon = match started {
-            Ok(daemon) => daemon,
-            Err(failure) => {
-                if untouched {
-                    undo(&settings.datapath.pin_path);
-                }
-                return Err(failure);
-            }
-        };
+    async fn serve(prepared: Prepared) -> Result<Exit, Failure> {
+        let Prepared { settings, file, store, datapath, socket, doors, mut signals, undo, lock: _lock } = prepared;
+        let daemon = Self::start(&settings, store, file, datapath, socket, doors).await?;
+        undo.forget();
         notify(&[NotifyState::Ready]);
         daemon.until_stopped(&mut signals).await;
         notify(&[NotifyState::Stopping]);
@@ -97,10 +82,10 @@ impl Daemon {
         settings: &Settings,
         store: Store,
         file: Option<(File, PathBuf)>,
-        socket: &Path,
+        mut datapath: EbpfDatapath,
+        socket: Aside,
         doors: Doors,
     ) -> Result<Self, Failure> {
-        let mut datapath = EbpfDatapath::open(&settings.datapath).map_err(failed)?;
         if let Some(log) = datapath.take_log() {
             tokio::spawn(async move {
                 if let Err(error) = log.run().await {
@@ -148,14 +133,14 @@ impl Daemon {
     /// Answers on the socket: the last step of a start, since whoever is answered may rely on everything before.
     fn begin(
         settings: &Settings,
-        socket: &Path,
+        socket: Aside,
         doors: Doors,
         handle: Handle,
         stop: watch::Sender<bool>,
         stopped: watch::Receiver<bool>,
     ) -> Result<(tokio::task::JoinHandle<()>, Option<Remote>), Failure> {
         if let Some(listener) = doors.metrics {
-            tokio::spawn(metrics::serve(listener, handle.clone(), wait_for(stopped.clone())));
+            tokio::spawn(metrics::serve(listener.open()?, handle.clone(), wait_for(stopped.clone())));
         }
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
         if !settings.hooks.is_empty() {
@@ -170,13 +155,14 @@ impl Daemon {
         let of_daemon = api::daemon_router(info, stop);
         if let Some(listener) = doors.page {
             let operations = api::remote_router(handle.clone(), Router::new());
-            tokio::spawn(page::serve(listener, operations, wait_for(stopped.clone())));
+            tokio::spawn(page::serve(listener.open()?, operations, wait_for(stopped.clone())));
         }
-        let socket = Socket::bind(socket, &settings.access).map_err(failed)?;
-        let remote = doors.remote.map(|door| {
+        let socket = socket.put_in_place().map_err(failed)?;
+        let serve = |door: Door| {
             let operations = api::remote_router(handle.clone(), of_daemon.clone());
             door.serve(page::with_page(operations), wait_for(stopped.clone()))
-        });
+        };
+        let remote = doors.remote.map(serve).transpose()?;
         let router = page::on_socket(api::router(handle).merge(of_daemon));
         Ok((tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))), remote))
     }
@@ -241,25 +227,6 @@ fn fixed(daemon: &file::Daemon) -> (file::Daemon, Option<SocketAddr>) {
     (file::Daemon { remote: None, ..daemon.clone() }, listen)
 }
 
-/// Where others than those on this host are answered, taken before anything that would have to be undone.
-struct Doors {
-    metrics: Option<TcpListener>,
-    page: Option<TcpListener>,
-    remote: Option<Door>,
-}
-
-impl Doors {
-    async fn open(settings: &Settings) -> Result<Self, Failure> {
-        let metrics = listen("metrics", settings.metrics).await?;
-        let page = listen("status", settings.status).await?;
-        let remote = match &settings.remote {
-            Some(remote) => Some(Door::open(remote).await?),
-            None => None,
-        };
-        Ok(Self { metrics, page, remote })
-    }
-}
-
 /// The resolver must never wait, as it would lose what the kernel says; the engine takes updates as it can.
 fn next_hop_queue() -> (mpsc::UnboundedSender<NextHopUpdate>, mpsc::Receiver<NextHopUpdate>) {
     let (updates, mut found) = mpsc::unbounded_channel();
@@ -311,35 +278,6 @@ async fn wait_for(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Takes a datapath away that a failed start had made.
-fn undo(pin_path: &Path) {
-    if let Err(error) = datapath::unload(pin_path, &[]) {
-        tracing::error!("what this start had loaded is still there ({error}); \"ebb unload\" removes it");
-    }
-}
-
-async fn listen(option: &str, address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {
-    let Some(address) = address else { return Ok(None) };
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        Failure::failed(format!("cannot serve --{option} on {address}: {error}; choose another with --{option}"))
-    })?;
-    Ok(Some(listener))
-}
-
-/// Holds a directory of state for as long as the returned file is open, however this process ends.
-pub(super) fn lock(state_dir: &Path) -> Result<OsFile, Failure> {
-    let cannot = |error| Failure::failed(format!("cannot lock {}: {error}", state_dir.display()));
-    let directory = OsFile::open(state_dir).map_err(cannot)?;
-    match directory.try_lock() {
-        Ok(()) => Ok(directory),
-        Err(TryLockError::WouldBlock) => Err(Failure::failed(format!(
-            "the state in {} is held by another running ebb: stop it, or give this one another --state-dir",
-            state_dir.display()
-        ))),
-        Err(TryLockError::Error(error)) => Err(cannot(error)),
-    }
-}
-
 /// Tells systemd that the daemon lives, for as long as its engine answers.
 async fn feed_watchdog(handle: Handle) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
@@ -360,36 +298,4 @@ fn notify(state: &[NotifyState<'_>]) {
 
 fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::failed(error.to_string())
-}
-
-/// The signals a daemon answers to. Registered before anything is loaded, so that none ends it half-way.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let watch = |kind| signal(kind).map_err(|error| Failure::failed(format!("cannot watch for signals: {error}")));
-        Ok(Self {
-            terminate: watch(SignalKind::terminate())?,
-            interrupt: watch(SignalKind::interrupt())?,
-            hangup: watch(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// `EBB_LOG` takes levels as `info` or `lb_userspace=debug`. Under systemd the journal has the time already.
-fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::Level::INFO.into())
-        .with_env_var("EBB_LOG")
-        .from_env_lossy();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let installed =
-        if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().try_init() } else { log.try_init() };
-    // Only a second call could fail, and then the first one's logger stands.
-    drop(installed);
 }

@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::{
     args::UnloadArgs,
     failure::{Exit, Failure},
+    prepare,
     print::Printer,
-    run, settings,
+    settings,
 };
 use crate::{
     api::client::{Client, ClientError},
@@ -73,7 +74,7 @@ async fn stop(client: &Client, state_dir: &Path) -> Result<(), Failure> {
     let begun = Instant::now();
     // It lets go of its state last.
     while begun.elapsed() < ENDING {
-        match run::lock(state_dir) {
+        match prepare::lock(state_dir) {
             Ok(_) => return Ok(()),
             Err(_) if !state_dir.exists() => return Ok(()),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -5,15 +5,19 @@ use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus, process::St
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStderr, ChildStdin, Command},
+    runtime::Handle,
+    sync::oneshot,
     task::JoinSet,
 };
+
+use crate::privilege;
 
 /// So much of what a program says is kept.
 const SAID_LIMIT: usize = 4_096;
 /// How long a finished program's last words are waited for: a process that it left behind may hold them open.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// Runs `argv` with this in its environment and on its standard input until it exits; an error says how it failed. Whoever drops
+/// Runs `argv`, without any of the daemon's capabilities, with this in its environment and on its standard input until it exits; an error says how it failed. Whoever drops
 /// the future kills the program and what it has started.
 pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: Vec<u8>) -> Result<(), String> {
     let Some((program, arguments)) = argv.split_first() else {
@@ -23,7 +27,7 @@ pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: 
     command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| format!("cannot run {program}: {error}"))?;
+    let mut child = start(command).await.map_err(|error| format!("cannot run {program}: {error}"))?;
     let mut group = Group(child.id());
     // Dropped, and thereby ended, with this future.
     let mut pipes = JoinSet::new();
@@ -40,6 +44,19 @@ pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: 
     let said = String::from_utf8_lossy(&said);
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
     Err(format!("{program} {}{}", how(status), last.map(|line| format!(": {line}")).unwrap_or_default()))
+}
+
+/// Starts it from a thread that has given up what the daemon may do: a program has what its thread had.
+async fn start(mut command: Command) -> io::Result<Child> {
+    let runtime = Handle::current();
+    let (sender, started) = oneshot::channel();
+    let thread = move || {
+        let _within = runtime.enter();
+        // Nobody waiting any more drops it, and thereby kills it.
+        let _ = sender.send(privilege::renounce().and_then(|()| command.spawn()));
+    };
+    std::thread::Builder::new().name("command".to_owned()).spawn(thread)?;
+    started.await.map_err(io::Error::other)?
 }
 
 async fn feed(mut stdin: ChildStdin, input: Vec<u8>) {

@@ -3,7 +3,12 @@
 //! **Invariant:** what a command changes has its room on the disk before it takes force ([`Store::make_room`]): a full disk
 //! refuses the command instead of forgetting it.
 
-use std::{collections::VecDeque, fs, io, path::PathBuf};
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +26,7 @@ use crate::{
         },
     },
     datapath::ServiceSlot,
+    ownership::{self, Trusted, Untrusted},
 };
 
 /// The format written. Another one is refused: better no start than a wrong one.
@@ -30,6 +36,9 @@ const FILE: &str = "state.json";
 /// Why the state could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Others could change it.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     /// The disk said no.
     #[error("cannot {action} {path}: {source}")]
     Io {
@@ -105,16 +114,15 @@ pub struct Restored {
 }
 
 impl Store {
-    /// A store in this directory, which is made if it is missing.
+    /// A store in this directory, which is made if it is missing, and refused if others could change what is in it.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let directory = directory.into();
-        fs::create_dir_all(&directory).map_err(|source| StoreError::Io {
-            action: "make the directory",
-            path: directory.clone(),
-            source,
-        })?;
-        let file = ReservedFile::new(directory.join(FILE));
-        Ok(Self { directory, file })
+        trusted(&directory).make_directory(0o700)?;
+        let path = directory.join(FILE);
+        for path in [&path, &directory.join(format!("{FILE}.new"))] {
+            check_file(path)?;
+        }
+        Ok(Self { directory, file: ReservedFile::new(path) })
     }
 
     /// Makes sure that the state will find room on the disk when it is `growth` bytes longer, beside all growth asked for since it
@@ -159,11 +167,14 @@ impl Store {
     /// Reads the state; `None` when there is none yet.
     pub fn read(&self, boot_id: &str, now: Now) -> Result<Option<Restored>, StoreError> {
         let path = self.directory.join(FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
+        let failed = |source| StoreError::Io { action: "read", path: path.clone(), source };
+        let mut file = match ownership::open(&path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StoreError::Io { action: "read", path, source }),
+            Err(error) => return Err(failed(error)),
         };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(failed)?;
         let malformed = |why: String| StoreError::Malformed { path: path.clone(), why };
         let version: Version = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
         if version.version != VERSION {
@@ -183,6 +194,22 @@ impl Store {
         }
         Ok(Some(Restored { balancer, same_boot }))
     }
+}
+
+/// Refuses a file that another has made, or that is a link to somewhere else.
+fn check_file(path: &Path) -> Result<(), StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            Err(StoreError::Malformed { path: path.to_owned(), why: "it is a symbolic link".to_owned() })
+        }
+        Ok(metadata) => Ok(trusted(path).check_owner(&metadata)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StoreError::Io { action: "look at", path: path.to_owned(), source }),
+    }
+}
+
+fn trusted(path: &Path) -> Trusted<'_> {
+    Trusted { path, option: "--state-dir" }
 }
 
 #[derive(Deserialize)]

@@ -3,12 +3,15 @@
 use std::{io, path::PathBuf};
 
 use super::DatapathError;
+use crate::ownership::Untrusted;
 
 /// One line each: what is wrong, on what, and what to do. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No privilege.
-    #[error("not permitted to load BPF programs: run as root (or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)")]
+    #[error(
+        "not permitted to load BPF programs: run as root (or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW)"
+    )]
     Privilege,
     /// Too old.
     #[error("this kernel is Linux {found}; Ebb needs {needed} or later")]
@@ -55,6 +58,9 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// Others could change the pins.
+    #[error(transparent)]
+    Untrusted(#[from] Untrusted),
     /// Not a place for pins.
     #[error(
         "{} is not on a BPF filesystem: choose a directory under /sys/fs/bpf as --pin-path (or mount one: mount -t bpf \

@@ -17,6 +17,7 @@ use super::{
     error::{OpenError, While as _},
     sys,
 };
+use crate::ownership::Trusted;
 
 /// Where the BPF filesystem is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -57,9 +58,10 @@ pub(crate) struct PinnedLink {
 impl Pins {
     /// Makes the directory, and mounts the BPF filesystem, where they are missing; takes the lock.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        refuse_foreign(path)?;
         ensure_bpffs(path)?;
         refuse_other_layout(path)?;
-        fs::create_dir_all(path).opening(|| format!("cannot make the directory {}", path.display()))?;
+        trusted(path).make_directory(0o700)?;
         let directory = File::open(path).opening(|| format!("cannot open {}", path.display()))?;
         match directory.try_lock() {
             Ok(()) => {}
@@ -148,6 +150,22 @@ impl Pins {
     }
 }
 
+/// Refuses a directory of pins that others could change, and one with something in it that others have made: a map of theirs
+/// would be taken for ours.
+pub(crate) fn refuse_foreign(directory: &Path) -> Result<(), OpenError> {
+    trusted(directory).check_directory()?;
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let metadata = fs::symlink_metadata(&path).opening(|| format!("cannot look at {}", path.display()))?;
+        trusted(&path).check_owner(&metadata)?;
+    }
+    Ok(())
+}
+
+fn trusted(path: &Path) -> Trusted<'_> {
+    Trusted { path, option: "--pin-path" }
+}
+
 /// Pins of links in a directory.
 pub(crate) fn link_paths(directory: &Path) -> Result<Vec<PathBuf>, OpenError> {
     Ok(pin_paths(directory)?
@@ -233,7 +251,7 @@ fn ensure_bpffs(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn is_bpffs(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     let c_path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: any bytes are a statfs.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };

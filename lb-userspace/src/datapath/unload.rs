@@ -59,6 +59,11 @@ fn unload_directory(
     known: &[links::Link],
     unloaded: &mut Unloaded,
 ) -> Result<(), OpenError> {
+    // What is removed below must be pins, and of ours.
+    if !pins::is_bpffs(directory).opening(|| format!("cannot look at {}", directory.display()))? {
+        return Err(OpenError::NotBpffs { path: directory.into() });
+    }
+    pins::refuse_foreign(directory)?;
     // A running daemon holds the lock, and does not mind: what it maps stays in memory as long as it runs.
     let mut left = 0;
     for link in Pins::unlocked(directory).links()? {

@@ -38,6 +38,8 @@ pub struct Ebb {
     commands: AtomicU32,
     /// Whether the daemon's log goes to this thread's stderr in the end, where the test harness shows it on failure.
     pub show_log: bool,
+    /// What the daemon logs when it is started next, if not the usual.
+    pub log_filter: Option<&'static str>,
 }
 
 /// What a command left.
@@ -93,6 +95,7 @@ impl Ebb {
             daemon: None,
             commands: AtomicU32::new(0),
             show_log: true,
+            log_filter: None,
         })
     }
 
@@ -101,6 +104,7 @@ impl Ebb {
         ensure!(self.daemon.is_none(), "the daemon is running already");
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command(&self.run_arguments)?;
+        command.envs(self.log_filter.map(|filter| ("EBB_LOG", filter)));
         command.args(self.places()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {}", self.program.display()))?;
         // For the clean-up of a run that died before it could.

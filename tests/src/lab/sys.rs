@@ -102,10 +102,10 @@ pub(crate) fn detach_mount(path: &Path) -> io::Result<()> {
     check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
 }
 
-/// Mounts a file system of so many bytes, in memory.
+/// Mounts a file system of so many bytes, in memory, for root alone.
 pub(crate) fn mount_tmpfs(path: &Path, bytes: u64) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let options = CString::new(format!("size={bytes}"))?;
+    let options = CString::new(format!("mode=700,size={bytes}"))?;
     let kind = c"tmpfs".as_ptr();
     // SAFETY: all strings are NUL-terminated and live across the call.
     check(unsafe { libc::mount(kind, path.as_ptr(), kind, 0, options.as_ptr().cast()) }).map(drop)

@@ -16,11 +16,13 @@ start() {
     eval "$(sed -n 's/^Environment=//p' "$unit" | tr -d '"' | sed 's/=\(.*\)/="\1"/')"
     [ -e /etc/default/ebb ] && . /etc/default/ebb
     mkdir -p /run/ebb /var/lib/ebb
+    group=$(sed -n 's/^Group=//p' /etc/systemd/system/ebb.service.d/*.conf 2>/dev/null | tail -n1)
+    chown "root:${group:-root}" /run/ebb /var/lib/ebb
     chmod "$(setting RuntimeDirectoryMode)" /run/ebb
     chmod "$(setting StateDirectoryMode)" /var/lib/ebb
     bounds=$(setting CapabilityBoundingSet | tr 'A-Z ' 'a-z,' | sed 's/cap_/+/g')
     # shellcheck disable=SC2086 # systemd splits an unquoted variable too
-    setpriv --no-new-privs --inh-caps=-all --bounding-set="-all,$bounds" \
+    setpriv ${group:+--regid "$group" --clear-groups} --no-new-privs --inh-caps=-all --bounding-set="-all,$bounds" \
         $(setting ExecStart | sed "s|\$EBB_ARGS|$EBB_ARGS|") >>/var/log/ebb.log 2>&1 </dev/null &
     echo $! >"$pid_file"
     for _ in $(seq 300); do

@@ -3,11 +3,8 @@
 use std::{fs, path::Path};
 
 use super::{Finding, Level};
+use crate::privilege;
 
-/// The capabilities the daemon needs, by their numbers in linux/capability.h.
-const CAPABILITIES: [(&str, u32); 3] = [("cap_net_admin", 12), ("cap_net_raw", 13), ("cap_bpf", CAP_BPF)];
-const CAP_BPF: u32 = 39;
-const CAP_SYS_ADMIN: u32 = 21;
 /// The first kernel with everything the datapath uses: compare-exchange in programs (5.12) and XDP links (5.9).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
@@ -96,19 +93,8 @@ fn bpffs() -> Finding {
     }
 }
 
-/// Whether it makes sense to try. The kernel has the last word.
-pub(in crate::cli) fn may_load_programs() -> bool {
-    missing_capabilities(held_capabilities()).is_empty()
-}
-
-fn held_capabilities() -> u64 {
-    let status = read("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
 fn rights() -> Finding {
-    let missing = missing_capabilities(held_capabilities());
+    let missing = privilege::missing();
     if missing.is_empty() {
         return Finding::ok("rights", "all that the daemon needs");
     }
@@ -120,12 +106,6 @@ fn rights() -> Finding {
     )
 }
 
-fn missing_capabilities(held: u64) -> Vec<&'static str> {
-    // Before there was cap_bpf, this stood for it, and it still does.
-    let held = if held & (1 << CAP_SYS_ADMIN) == 0 { held } else { held | (1 << CAP_BPF) };
-    CAPABILITIES.iter().filter(|(_, bit)| held & (1 << bit) == 0).map(|(name, _)| *name).collect()
-}
-
 fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
@@ -133,13 +113,6 @@ fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn capabilities_are_told_apart() {
-        assert_eq!(missing_capabilities(u64::MAX), Vec::<&str>::new());
-        assert_eq!(missing_capabilities(1 << 12), ["cap_net_raw", "cap_bpf"]);
-        assert_eq!(missing_capabilities(1 << 12 | 1 << 13 | 1 << 21), Vec::<&str>::new());
-    }
 
     #[test]
     fn this_machine_has_a_kernel() {

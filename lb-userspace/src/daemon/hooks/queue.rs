@@ -7,8 +7,11 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+use crate::ownership::{self, Trusted};
 
 /// So many undelivered lines are kept for a hook.
 pub(super) const LIMIT: usize = 10_000;
@@ -26,9 +29,12 @@ pub(super) struct Queue {
 impl Queue {
     /// The queue of this name in this directory, with what an earlier daemon left undelivered.
     pub(super) fn open(directory: &Path, name: &str) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
+        let trusted = Trusted { path: directory, option: "--state-dir" };
+        trusted.make_directory(0o700).map_err(io::Error::other)?;
         let done_path = directory.join(format!("{name}.done"));
-        let mut journal = OpenOptions::new().create(true).append(true).read(true).open(path(directory, name))?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).read(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let mut journal = options.open(path(directory, name))?;
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut journal, &mut bytes)?;
         // The last write of a killed daemon may be half a line.
@@ -73,8 +79,7 @@ impl Queue {
             self.journal.set_len(0)?;
             self.done = 0;
         }
-        let aside = self.done_path.with_extension("done.new");
-        let mut file = File::create(&aside)?;
+        let (mut file, aside) = ownership::create_aside(&self.done_path)?;
         write!(file, "{}", self.done)?;
         file.sync_data()?;
         fs::rename(aside, &self.done_path)
