@@ -158,7 +158,10 @@ fn put_advertisement(packet: &Packet, offset: usize, question: &Question, solici
     // Option 2, the target's link-layer address, one unit of eight bytes long.
     let option = [u32::from_ne_bytes([2, 1, m0, m1]), u32::from_ne_bytes([m2, m3, m4, m5])];
     let mut sum = pseudo_header(target, asking, ADVERTISED, V6::ICMP);
-    for word in [kind, flags, option[0], option[1]].into_iter().chain(target.words()) {
+    for word in [kind, flags, option[0], option[1]] {
+        sum = checksum::add32(sum, word);
+    }
+    for word in target.words() {
         sum = checksum::add32(sum, word);
     }
     let message = packet.window::<ADVERTISED>(offset + Ipv6Hdr::LEN)?;

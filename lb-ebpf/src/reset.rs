@@ -11,6 +11,7 @@ use crate::{
     forward::{Sent, write_macs},
     packet::Packet,
     parse::{self, Ip, protocol},
+    too_big::pseudo_header,
 };
 
 /// Bytes of a TCP header without options.
@@ -49,10 +50,7 @@ fn build<F: Family>(packet: &Packet, ip: &Ip, segment: Segment) -> Option<()> {
     let words = [ports.rotate_left(16), seq.to_be(), ack.to_be(), u32::from_ne_bytes([5 << 4, flags, 0, 0]), 0];
     // Pseudo header: addresses (the same sum in either order), protocol and length.
     // The mapped form of IPv4 adds ffff twice, which is nothing in ones' complement arithmetic.
-    let mut sum = u64::from(u32::from_ne_bytes([0, protocol::TCP, 0, TCP_HEADER as u8]));
-    for word in ip.source.words().into_iter().chain(ip.destination.words()) {
-        sum = checksum::add32(sum, word);
-    }
+    let mut sum = pseudo_header(&ip.source, &ip.destination, TCP_HEADER, protocol::TCP);
     for word in words {
         sum = checksum::add32(sum, word);
     }

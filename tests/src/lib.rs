@@ -12,4 +12,4 @@ pub mod traffic;
 pub mod verdict;
 mod wait;
 
-pub use wait::{wait_for, wait_until};
+pub use wait::{patient, wait_for, wait_until};

@@ -18,6 +18,7 @@ use super::{
     error::{OpenError, While as _},
     flows::{Tally, Tap},
     interfaces::{self, LinkMacs},
+    kernel,
     log::ProgramLog,
     maps::{Maps, Sizes},
     pins::{self, Pins},
@@ -27,10 +28,6 @@ use super::{
     rows, sys,
 };
 use crate::net::links;
-
-/// The oldest kernel with all that is used: compare-and-exchange in programs came with 5.12, `bpf_ktime_get_coarse_ns`
-/// with 5.11, inner arrays of different lengths with 5.10; 5.15 is the first long-term one with them.
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// The most flows that may be asked for: slots are numbered by 32 bits.
 const MOST_FLOWS: u32 = 3_000_000_000;
@@ -256,14 +253,8 @@ fn take_log(ebpf: &mut Ebpf) -> Option<ProgramLog> {
 
 /// Refuses kernels that lack something, before they do so less clearly.
 fn check_kernel() -> Result<(), OpenError> {
-    let found = kernel_release().opening(|| "cannot tell the kernel's version".into())?;
-    let mut numbers = found.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version < OLDEST_KERNEL { Err(OpenError::Kernel { found, needed: "5.15" }) } else { Ok(()) }
-}
-
-fn kernel_release() -> io::Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map(|release| release.trim().to_owned())
+    let found = kernel::release().opening(|| "cannot tell the kernel's version".into())?;
+    if kernel::is_too_old(&found) { Err(OpenError::Kernel { found, needed: kernel::OLDEST }) } else { Ok(()) }
 }
 
 /// Waits for packets in flight.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::DatapathError;
+use super::{DatapathError, kernel::Version};
 use crate::ownership::Untrusted;
 
 /// One line each: what is wrong, on what, and what to do. Nothing was changed.
@@ -19,7 +19,7 @@ pub enum OpenError {
         /// This one's release.
         found: String,
         /// The oldest that has all it needs.
-        needed: &'static str,
+        needed: Version,
     },
     /// No such interface.
     #[error("there is no interface named {name:?} here; there are: {known}")]

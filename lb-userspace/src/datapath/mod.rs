@@ -15,6 +15,7 @@ mod error;
 mod flows;
 pub(crate) mod frame;
 mod interfaces;
+pub mod kernel;
 mod log;
 mod maps;
 mod mmap;

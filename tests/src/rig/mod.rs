@@ -27,6 +27,7 @@ use lb_common::{
 };
 use lb_userspace::datapath::{
     clock::{self as kernel_clock, Jiffies},
+    kernel::Version,
     object::OBJECT,
 };
 
@@ -268,6 +269,12 @@ impl Rig {
     pub fn counters(&self) -> Counters {
         Counters::read(&self.outcomes, &self.stats, self.sizes.backends)
     }
+}
+
+/// Whether this kernel's test-run can leave no room in front of a frame: 6.1 takes 32 bytes of metadata at most, 6.12 takes
+/// all there is room for.
+pub fn can_crowd() -> Result<bool> {
+    Ok(Version::running().context("the kernel's version")? >= Version(6, 12))
 }
 
 /// Metadata that leaves no room for a header in the 256 bytes in front of a frame, of which the kernel's own

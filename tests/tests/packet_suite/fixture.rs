@@ -158,6 +158,11 @@ impl Fixture {
         }
     }
 
+    /// Whether it has a frame with no room in front.
+    pub fn is_crowded(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Send(input, _) if input.crowded))
+    }
+
     pub fn tcp(mut self) -> Self {
         self.protocols = vec![Protocol::Tcp];
         self

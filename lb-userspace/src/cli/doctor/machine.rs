@@ -3,10 +3,7 @@
 use std::{fs, path::Path};
 
 use super::{Finding, Level};
-use crate::privilege;
-
-/// The first kernel with everything the datapath uses: compare-exchange in programs (5.12) and XDP links (5.9).
-const OLDEST_KERNEL: (u32, u32) = (5, 15);
+use crate::{datapath::kernel, privilege};
 
 /// Kernel, BPF and rights.
 pub(super) fn findings() -> Vec<Finding> {
@@ -46,14 +43,15 @@ pub(super) fn forwarding(nat: bool) -> Vec<Finding> {
 }
 
 fn kernel() -> Finding {
-    let release = read("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
-    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version >= OLDEST_KERNEL {
+    judge_kernel(&kernel::release().unwrap_or_default())
+}
+
+fn judge_kernel(release: &str) -> Finding {
+    if !kernel::is_too_old(release) {
         return Finding::ok("kernel", release);
     }
-    let (major, minor) = OLDEST_KERNEL;
-    Finding::bad(Level::Fail, "kernel", format!("{release} is older than {major}.{minor}"), None)
+    let detail = format!("Linux {release} is too old: the datapath needs {} or later", kernel::OLDEST);
+    Finding::bad(Level::Fail, "kernel", detail, None)
 }
 
 fn btf() -> Finding {
@@ -113,6 +111,14 @@ fn read(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_kernel_is_a_failure_that_names_the_oldest() {
+        let finding = judge_kernel("5.10.0-30-amd64");
+        assert_eq!(finding.level, Level::Fail);
+        assert_eq!(finding.detail, "Linux 5.10.0-30-amd64 is too old: the datapath needs 6.1 or later");
+        assert_eq!(judge_kernel("6.1.0-56-amd64").level, Level::Ok);
+    }
 
     #[test]
     fn this_machine_has_a_kernel() {
