@@ -1,4 +1,5 @@
-//! The Unix socket as a file: made with its directories, taken over from a daemon that died, never from one that lives.
+//! The Unix socket as a file: made with its directories, taken over from a daemon that died, never from one that lives, and made
+//! anew when somebody deletes it.
 
 use std::{
     fs, io,
@@ -8,6 +9,8 @@ use std::{
     },
     path::{Path, PathBuf},
     str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use nix::unistd::Group;
@@ -128,14 +131,25 @@ impl Access {
 pub struct Aside {
     listener: StdListener,
     path: PathBuf,
+    access: Access,
     made_as: PathBuf,
 }
+
+/// How often it is looked whether the file is still there, while nobody calls.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A listening socket whose file goes when this does.
 #[derive(Debug)]
 pub struct Socket {
-    listener: UnixListener,
     path: PathBuf,
+    access: Access,
+    placed: Mutex<Placed>,
+}
+
+/// The socket at its path.
+#[derive(Clone, Debug)]
+struct Placed {
+    listener: Arc<UnixListener>,
     /// Device and inode of our file, so that a successor's is not removed.
     identity: (u64, u64),
 }
@@ -162,7 +176,7 @@ impl Socket {
         let aside = path.with_extension(format!("{}~", std::process::id()));
         let _ = fs::remove_file(&aside);
         let listener = StdListener::bind(&aside).map_err(io("listen on", path))?;
-        let made = Aside { listener, path: path.to_owned(), made_as: aside };
+        let made = Aside { listener, path: path.to_owned(), access: access.clone(), made_as: aside };
         made.listener.set_nonblocking(true).map_err(io("listen on", path))?;
         access.grant(&made.made_as)?;
         Ok(made)
@@ -179,19 +193,53 @@ impl Socket {
 
     /// The next caller.
     pub async fn accept(&self) -> io::Result<UnixStream> {
-        self.listener.accept().await.map(|(stream, _)| stream)
+        loop {
+            let listener = self.placed().listener;
+            tokio::select! {
+                biased;
+                caller = listener.accept() => return caller.map(|(stream, _)| stream),
+                () = tokio::time::sleep(LOOK) => self.look_after(),
+            }
+        }
+    }
+
+    fn placed(&self) -> Placed {
+        // It is replaced whole, so a panic elsewhere does not spoil it.
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Without its file nobody would reach the daemon any more. What somebody else has put in its place is theirs.
+    fn look_after(&self) {
+        if !fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        // By now this process may not be allowed any more to give it to a group that it is not in.
+        let own_group = || Self::prepare(&self.path, &Access { group: None, ..self.access.clone() });
+        let aside = Self::prepare(&self.path, &self.access).or_else(|_| own_group());
+        match aside.and_then(|aside| aside.place()) {
+            Ok(anew) => {
+                tracing::warn!("{} was deleted: it was made anew", self.path.display());
+                *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = anew;
+            }
+            Err(error) => tracing::error!("{} was deleted, and {error}; trying again", self.path.display()),
+        }
     }
 }
 
 impl Aside {
     /// Lets callers find it. Must be called within a tokio runtime.
     pub fn put_in_place(self) -> Result<Socket, SocketError> {
+        let placed = Mutex::new(self.place()?);
+        Ok(Socket { path: self.path.clone(), access: self.access.clone(), placed })
+    }
+
+    fn place(&self) -> Result<Placed, SocketError> {
         refuse_occupied(&self.path)?;
         let placed = || {
             let metadata = fs::symlink_metadata(&self.made_as)?;
             let listener = UnixListener::from_std(self.listener.try_clone()?)?;
             fs::rename(&self.made_as, &self.path)?;
-            Ok(Socket { listener, path: self.path.clone(), identity: (metadata.dev(), metadata.ino()) })
+            Ok(Placed { listener: Arc::new(listener), identity: (metadata.dev(), metadata.ino()) })
         };
         placed().map_err(|source| SocketError::Io { action: "put in place", path: self.path.clone(), source })
     }
@@ -206,8 +254,8 @@ impl Drop for Aside {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.placed().identity);
         if ours {
             let _ = fs::remove_file(&self.path);
         }
@@ -290,6 +338,40 @@ mod tests {
         assert!(path.exists(), "a listener that died leaves its file");
         let _socket = Socket::bind(&path, &Access::default()).expect("replaces it");
         StdStream::connect(&path).expect("the new one answers");
+    }
+
+    #[tokio::test]
+    async fn a_deleted_socket_is_made_anew_with_its_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ebb/ebb.sock");
+        let socket = Socket::bind(&path, &Access::default()).expect("binds");
+        fs::remove_dir_all(path.parent().expect("a parent")).expect("deletes");
+        let call = async {
+            loop {
+                match UnixStream::connect(&path).await {
+                    Ok(stream) => return stream,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let both = async { tokio::join!(call, socket.accept()) };
+        let (_, accepted) = tokio::time::timeout(Duration::from_secs(30), both).await.expect("in time");
+        accepted.expect("a caller");
+        assert_eq!(fs::metadata(&path).expect("is there").permissions().mode() & 0o777, 0o660);
+        drop(socket);
+        assert!(!path.exists(), "the new file goes with the socket too");
+    }
+
+    #[tokio::test]
+    async fn what_somebody_else_has_put_in_its_place_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ebb.sock");
+        let socket = Socket::bind(&path, &Access::default()).expect("binds");
+        fs::remove_file(&path).expect("deletes");
+        fs::write(&path, "theirs").expect("writes");
+        socket.look_after();
+        drop(socket);
+        assert_eq!(fs::read_to_string(&path).expect("reads"), "theirs");
     }
 
     #[tokio::test]
