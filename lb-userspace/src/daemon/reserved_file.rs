@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
@@ -35,6 +35,17 @@ pub(super) struct ReservedFile {
     len: u64,
     /// Growth promised since it was written.
     promised: u64,
+    /// What a write needs open, from when it was promised: a process may be out of descriptors by then.
+    files: Option<Files>,
+}
+
+/// The two versions and their directory.
+#[derive(Debug)]
+struct Files {
+    spare: File,
+    /// Once it is known: the next spare.
+    present: Option<File>,
+    directory: File,
 }
 
 impl ReservedFile {
@@ -42,7 +53,7 @@ impl ReservedFile {
     pub(super) fn new(path: PathBuf) -> Self {
         let mut spare = path.clone().into_os_string();
         spare.push(".new");
-        Self { path, spare: spare.into(), room: None, len: 0, promised: 0 }
+        Self { path, spare: spare.into(), room: None, len: 0, promised: 0, files: None }
     }
 
     /// Promises room for a version that is longer by `growth` bytes, and by all that was promised since the last was written. After
@@ -50,43 +61,64 @@ impl ReservedFile {
     ///
     /// Where the file system cannot reserve room, nothing is promised, and only the writing tells.
     pub(super) fn make_room(&mut self, growth: u64) -> Result<(), (io::Error, u64)> {
+        let files = self.open().map_err(|(_, _, error)| (error, 0))?;
         let least = self.len + self.promised + growth;
         let room = self.room.unwrap_or(0);
         if room < least {
             let ample = least + least / 8 + SLACK;
-            let reserved = reserve(&self.spare, ample).map(|()| ample);
-            let reserved = reserved.or_else(|_| reserve(&self.spare, least).map(|()| least));
+            let reserved = reserve(&files.spare, ample).map(|()| ample);
+            let reserved = reserved.or_else(|_| reserve(&files.spare, least).map(|()| least));
             self.room = Some(reserved.map_err(|error| (error, least - room))?);
         }
+        self.files = Some(files);
         self.promised += growth;
         Ok(())
     }
 
     /// Puts `bytes` in the file's place, so that after a crash there is either this version or the one before, whole.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let Files { mut spare, present, directory } = self.open()?;
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| (action, path, source)
         };
-        let mut file = open_spare(&self.spare).map_err(failed("create", &self.spare))?;
-        let written = fill(&mut file, bytes);
+        let written = fill(&mut spare, bytes);
         if written.is_err() {
             // Some of it may have grown the file, some of it not.
-            self.room = Some(allocated(&file));
+            self.room = Some(allocated(&spare));
         }
         written.map_err(failed("write", &self.spare))?;
-        self.room = Some(self.exchange().map_err(failed("replace", &self.path))?);
+        let exchanged = self.exchange().map_err(failed("replace", &self.path))?;
         (self.len, self.promised) = (bytes.len() as u64, 0);
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed("sync", directory))
+        let synced = directory.sync_all().map_err(failed("sync", &self.path));
+        // What was there before is the spare from now on.
+        let next = if exchanged { present.or_else(|| open_spare(&self.spare).ok()) } else { None };
+        self.room = Some(next.as_ref().map_or(0, allocated));
+        self.files = next.map(|next| Files { spare: next, present: Some(spare), directory });
+        synced
     }
 
-    /// Puts the spare in place; the room of what was there, and is the spare from now on.
-    fn exchange(&self) -> io::Result<u64> {
+    /// What a write needs open, taken from where it is kept for as long as all goes well.
+    fn open(&mut self) -> Result<Files, Failure> {
+        if let Some(files) = self.files.take() {
+            return Ok(files);
+        }
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| (action, path, source)
+        };
+        let spare = open_spare(&self.spare).map_err(failed("create", &self.spare))?;
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let directory = File::open(directory).map_err(failed("open", directory))?;
+        Ok(Files { spare, present: None, directory })
+    }
+
+    /// Puts the spare in place; whether what was there is the spare now.
+    fn exchange(&self) -> io::Result<bool> {
         match renameat_with(CWD, &self.spare, CWD, &self.path, RenameFlags::EXCHANGE) {
-            Ok(()) => File::open(&self.spare).map(|file| allocated(&file)),
+            Ok(()) => Ok(true),
             // There was none yet, or the file system cannot exchange.
-            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(&self.spare, &self.path).map(|()| 0),
+            Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => fs::rename(&self.spare, &self.path).map(|()| false),
             Err(error) => Err(error.into()),
         }
     }
@@ -98,9 +130,8 @@ fn open_spare(spare: &Path) -> io::Result<File> {
 }
 
 /// Gives the spare file blocks for so many bytes.
-fn reserve(spare: &Path, bytes: u64) -> io::Result<()> {
-    let file = open_spare(spare)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+fn reserve(spare: &File, bytes: u64) -> io::Result<()> {
+    match fallocate(spare, FallocateFlags::empty(), 0, bytes) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         done => Ok(done?),
     }
@@ -119,6 +150,7 @@ fn fill(file: &mut File, bytes: &[u8]) -> io::Result<()> {
         file.set_len(ample)?;
         rest = ample - bytes.len() as u64;
     }
+    file.rewind()?;
     file.write_all(bytes)?;
     io::copy(&mut io::Read::take(io::repeat(b' '), rest), file)?;
     file.sync_all()

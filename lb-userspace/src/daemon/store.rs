@@ -128,10 +128,10 @@ impl Store {
     /// Makes sure that the state will find room on the disk when it is `growth` bytes longer, beside all growth asked for since it
     /// was last written. Costs nothing while what is reserved suffices.
     pub fn make_room(&mut self, growth: u64) -> Result<(), StoreError> {
-        self.file.make_room(growth).map_err(|(source, missing)| StoreError::NoRoom {
-            path: self.directory.join(FILE),
-            source,
-            missing,
+        let path = self.directory.join(FILE);
+        self.file.make_room(growth).map_err(|(source, missing)| match missing {
+            0 => StoreError::Io { action: "keep this change, so nothing was changed: open", path, source },
+            _ => StoreError::NoRoom { path, source, missing },
         })
     }
 

@@ -148,7 +148,7 @@ impl EbpfDatapath {
             announcer: Announcer::default(),
             adopted: Adopted::default(),
             grace,
-            resets: Resets::default(),
+            resets: Resets::ready(),
             unsettled: BTreeSet::new(),
             highest_backend: 0,
             tallies: Vec::new(),

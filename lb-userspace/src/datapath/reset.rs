@@ -36,6 +36,13 @@ pub(crate) struct Resets {
 }
 
 impl Resets {
+    /// Ready for a time when the process is out of descriptors.
+    pub(crate) fn ready() -> Self {
+        let mut resets = Self::default();
+        resets.sender.prepare();
+        resets
+    }
+
     /// Sends RSTs for these flows of a backend: to each client from where its packets came, and to the backend unless
     /// `row` is another generation's by now. What cannot be sent is said in the log; the packet path answers what either
     /// end says later.

@@ -10,13 +10,20 @@ use super::Frame;
 /// Frames handed to the kernel by one call.
 const BATCH: usize = 64;
 
-/// A packet socket, opened when first needed.
+/// A packet socket, opened when first needed, if not before.
 #[derive(Debug, Default)]
 pub(crate) struct Sender {
     socket: Option<OwnedFd>,
 }
 
 impl Sender {
+    /// Opens the socket now, while there are descriptors to be had; what fails is tried again when there is something to send.
+    pub(crate) fn prepare(&mut self) {
+        if self.socket.is_none() {
+            self.socket = open().ok();
+        }
+    }
+
     /// Sends the frames; returns how many could not be.
     pub(crate) fn send(&mut self, frames: &[Frame]) -> u64 {
         if frames.is_empty() {
