@@ -525,6 +525,11 @@ impl Balancer {
         self.events.push(event);
     }
 
+    /// Something has happened that has not been told yet.
+    pub fn has_news(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// What happened since this was last asked.
     pub fn take_events(&mut self) -> Vec<model::Event> {
         std::mem::take(&mut self.events)

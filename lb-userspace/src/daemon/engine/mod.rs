@@ -3,8 +3,8 @@
 //! A cycle writes what has changed to the datapath, looks at the flow table if that is due, lets time act, and carries out what
 //! follows. Requests are answered after their cycle and after what they changed is on disk.
 //!
-//! **Invariant:** the order in which a drain begins: the backend's row is marked, the ring is published without it, packets in
-//! flight are waited out, only then looks count and only then is the caller answered.
+//! **Invariant:** the order in which a drain begins: it is on disk, the backend's row is marked, the ring is published without it,
+//! packets in flight are waited out, only then looks count and only then is the caller answered.
 
 mod adopt;
 mod host;
@@ -125,6 +125,8 @@ pub struct Engine {
     last_look: Instant,
     retry_at: Option<Instant>,
     save_at: Option<Instant>,
+    /// What a request changed is not on disk yet.
+    behind: bool,
     events: VecDeque<Arc<Event>>,
     subscribers: broadcast::Sender<Arc<Event>>,
     targets: watch::Sender<Arc<Vec<CheckTarget>>>,
@@ -176,6 +178,7 @@ impl Engine {
             last_look: Instant::now(),
             retry_at: None,
             save_at: None,
+            behind: false,
             events: VecDeque::new(),
             subscribers: broadcast::Sender::new(EVENT_LAG),
             targets,
@@ -269,8 +272,13 @@ impl Engine {
             answers.extend(self.handle(request));
             next = if answers.len() < BATCH { self.requests.try_recv().ok() } else { None };
         }
-        let changed = self.follow_up();
-        let saved = if changed { self.save_or_say_why() } else { Ok(()) };
+        let saved = if std::mem::take(&mut self.behind) && self.follow_up() {
+            self.save_or_say_why()
+        } else {
+            // What follows from what was written ahead comes about again after a restart.
+            self.follow_up_lazily();
+            Ok(())
+        };
         for answer in answers {
             answer(&saved);
         }

@@ -57,7 +57,10 @@ impl Engine {
             return None;
         }
         Some(match request {
-            Request::AddService(spec, reply) => changed(reply, self.add_service(*spec)),
+            Request::AddService(spec, reply) => {
+                self.behind = true;
+                changed(reply, self.add_service(*spec))
+            }
             Request::SetService(name, patch, reply) => {
                 let now = self.now();
                 let result = self.balancer.set_service(&name, *patch, now);
@@ -72,7 +75,10 @@ impl Engine {
                 let services = self.balancer.services.iter().map(|service| service.spec.clone()).collect();
                 told(reply, Ok(services))
             }
-            Request::AddBackend(service, spec, reply) => changed(reply, self.add_backend(&service, spec)),
+            Request::AddBackend(service, spec, reply) => {
+                self.behind = true;
+                changed(reply, self.add_backend(&service, spec))
+            }
             Request::SetBackend(service, name, patch, reply) => {
                 let now = self.now();
                 let result = self.balancer.set_backend(&service, &name, &patch, now);
@@ -147,9 +153,11 @@ impl Engine {
         })
     }
 
-    /// Puts what a command did into force. What the datapath cannot do at the moment it is asked again.
+    /// Puts what a command did into force, once it is on disk: whoever is cut by a deadline was cut by a drain that a restart knows
+    /// of, even if the daemon is killed in between. What the datapath cannot do at the moment it is asked again.
     fn then_cycle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         let value = result?;
+        self.write_ahead();
         match self.cycle(false) {
             Ok(()) => Ok(value),
             Err(error) => {
@@ -157,6 +165,13 @@ impl Engine {
                 self.retry_at = Some(tokio::time::Instant::now() + super::RETRY);
                 Err(error.into())
             }
+        }
+    }
+
+    /// What cannot be written now is answered for after the cycle.
+    fn write_ahead(&mut self) {
+        if self.balancer.has_news() {
+            self.behind |= self.save_or_say_why().is_err();
         }
     }
 
@@ -268,10 +283,14 @@ impl Engine {
             Ok(())
         });
         match taken {
-            Ok(()) => self.cycle(false).map_err(|error| {
-                self.take_back(&added);
-                self.undo(error)
-            }),
+            Ok(()) => {
+                self.write_ahead();
+                self.behind = true;
+                self.cycle(false).map_err(|error| {
+                    self.take_back(&added);
+                    self.undo(error)
+                })
+            }
             Err(error) => {
                 self.take_back(&added);
                 self.cycle_and_log(false);

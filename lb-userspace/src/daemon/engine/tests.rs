@@ -590,6 +590,30 @@ async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
     }
 }
 
+/// Found by `cargo xtask chaos --seed 2`: killed in the midst of `ebb drain`, the packet path cut at the deadline, and the backend was
+/// back in rotation.
+#[tokio::test(start_paused = true)]
+async fn killed_in_the_midst_of_a_drain_the_next_daemon_knows_of_what_is_in_force() {
+    for seconds in [0, 20] {
+        for step in 1.. {
+            let rig = three().await;
+            let now_ns = rig.clock.now().mono_ns;
+            rig.kernel().open(slot(1), 3, now_ns);
+            rig.kernel().calls_left = Some(step);
+            if rig.handle.drain("web", "web-1", timeout(seconds)).await.is_ok() {
+                assert!(step > 2, "it dies at every step first");
+                break;
+            }
+            assert_ne!(rig.kernel().backends[&slot(1)].state, BackendState::Active, "the row is marked first");
+            rig.kernel().calls_left = None;
+            let (datapath, clock, directory) = rig.kill().await;
+            let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+            let expected = if seconds == 0 { State::Drained } else { State::Draining };
+            assert_eq!(get(&rig, 1).await.state, expected, "{seconds} s, killed at step {step}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn rows_that_nobody_knows_are_freed_and_their_generations_never_come_again() {
     let rig = three().await;
