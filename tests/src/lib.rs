@@ -2,6 +2,7 @@
 //! accounts of what happened to it.
 
 pub mod bench;
+pub mod chaos;
 pub mod lab;
 pub mod model;
 pub mod packets;

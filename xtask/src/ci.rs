@@ -27,6 +27,7 @@ const STEPS: &[Step] = &[
     ("mutants, a few of them", || mutants::mutants(true)),
     ("benchmark, to see that it runs", || command::run(test::bench()?.arg("--quick"))),
     ("demo", || command::run(&mut test::demo()?)),
+    ("faults", || command::run(test::chaos()?.args(["--seconds", "90"]))),
 ];
 
 /// Runs every step, so that one run shows all that is wrong; without the set-up there is no point.

@@ -47,6 +47,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Make faults in random order while thousands of connections go on, and judge it by what clients and servers saw (as root)
+    Chaos {
+        /// Passed on: --seconds, --seed and others
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Put mistakes into the XDP program, one at a time, and see that the tests notice (as root)
     Mutants {
         /// Only the first few
@@ -81,6 +87,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(options) => test::test(&options),
         Task::Demo { arguments } => Err(command::become_it(test::demo()?.args(arguments))),
         Task::Bench { arguments } => Err(command::become_it(test::bench()?.args(arguments))),
+        Task::Chaos { arguments } => Err(command::become_it(test::chaos()?.args(arguments))),
         Task::Mutants { quick } => mutants::mutants(quick),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),

@@ -151,13 +151,22 @@ pub(crate) fn demo() -> Result<Command> {
     Ok(demo)
 }
 
+/// The same for the faults.
+pub(crate) fn chaos() -> Result<Command> {
+    setup::ensure(setup::Needs::Lab)?;
+    let directory = build_programs()?;
+    let mut chaos = Command::new(directory.join("ebb-chaos"));
+    chaos.env(BINARY_VARIABLE, directory.join("ebb"));
+    Ok(chaos)
+}
+
 /// The same for the benchmark.
 pub(crate) fn bench() -> Result<Command> {
     setup::ensure(setup::Needs::Lab)?;
     Ok(Command::new(build_programs()?.join("ebb-bench")))
 }
 
-/// Builds `ebb`, the demo and the benchmark in release mode; returns the directory they are in. One command, for the same
+/// Builds `ebb`, the demo, the faults and the benchmark in release mode; returns the directory they are in. One command, for the same
 /// reason as the tests.
 fn build_programs() -> Result<PathBuf> {
     command::run(cargo().args(["build", "--release", "-p", "lb-userspace", "-p", "ebb-tests", "--bins"]))?;

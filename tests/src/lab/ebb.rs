@@ -126,7 +126,7 @@ impl Ebb {
 
     /// Has the daemon read its file again (SIGHUP).
     pub fn reload(&self) -> Result<()> {
-        Ok(sys::signal(self.pid().context("no daemon is running")?, libc::SIGHUP)?)
+        self.signal(libc::SIGHUP)
     }
 
     /// Kills the daemon (SIGKILL).
@@ -218,6 +218,17 @@ impl Ebb {
     /// Where the daemon keeps its state.
     pub fn state_directory(&self) -> PathBuf {
         self.directory.join(STATE)
+    }
+
+    /// Sends the daemon a signal that it is not expected to end of.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        Ok(sys::signal(self.pid().context("no daemon is running")?, signal)?)
+    }
+
+    /// Limits the number of the daemon's next descriptor; returns what the limit was.
+    pub(crate) fn limit_files(&self, limit: u64) -> Result<u64> {
+        let pid = self.pid().context("no daemon is running")?;
+        sys::limit_files(pid, limit).context("limit the daemon's descriptors")
     }
 
     /// The program under test.

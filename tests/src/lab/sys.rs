@@ -111,6 +111,17 @@ pub(crate) fn mount_tmpfs(path: &Path, bytes: u64) -> io::Result<()> {
     check(unsafe { libc::mount(kind, path.as_ptr(), kind, 0, options.as_ptr().cast()) }).map(drop)
 }
 
+/// Sets the limit on another process's descriptors, of which each new one must be below; returns the one before.
+pub(crate) fn limit_files(pid: u32, limit: u64) -> io::Result<u64> {
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the new limit may be null; the old one is writable for the call.
+    check(unsafe { libc::prlimit(pid.cast_signed(), libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before) })?;
+    let new = libc::rlimit { rlim_cur: limit.min(before.rlim_max), rlim_max: before.rlim_max };
+    // SAFETY: `new` lives across the call, which only reads it; the old limit may be null.
+    check(unsafe { libc::prlimit(pid.cast_signed(), libc::RLIMIT_NOFILE, &raw const new, std::ptr::null_mut()) })?;
+    Ok(before.rlim_cur)
+}
+
 /// A device feature that `ethtool -K` would set.
 #[derive(Clone, Copy)]
 pub(crate) enum Feature {

@@ -162,6 +162,8 @@ pub fn given_after<'a>(connections: &'a [Connection], server: &str, since: Insta
 pub struct Accepted {
     /// The client's end.
     pub peer: SocketAddr,
+    /// Where the server listened.
+    pub local: SocketAddr,
     /// When it was accepted.
     pub at: Instant,
     /// Frames answered.

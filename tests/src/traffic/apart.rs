@@ -32,6 +32,7 @@ pub(super) struct Apart {
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     peer: SocketAddr,
+    local: SocketAddr,
     at: Duration,
     frames: u32,
     end: Option<(End, Duration)>,
@@ -65,6 +66,7 @@ impl Apart {
         let since = |age: Duration| now.checked_sub(age).unwrap_or(now);
         let accepted = |line: Line| Accepted {
             peer: line.peer,
+            local: line.local,
             at: since(line.at),
             frames: line.frames,
             end: line.end.map(|(end, age)| (end, since(age))),
@@ -124,6 +126,7 @@ fn answer(server: &Server, request: &Request) -> Result<serde_json::Value> {
         Request::Connections => {
             let line = |c: Accepted| Line {
                 peer: c.peer,
+                local: c.local,
                 at: c.at.elapsed(),
                 frames: c.frames,
                 end: c.end.map(|(end, at)| (end, at.elapsed())),

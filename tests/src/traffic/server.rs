@@ -81,7 +81,7 @@ impl Server {
         let name = self.name;
         let listening = host.call(async move {
             match transport {
-                Transport::Tcp => drop(tokio::spawn(accept_all(listen(address)?, name, book))),
+                Transport::Tcp => drop(tokio::spawn(accept_all(listen(address)?, address, name, book))),
                 Transport::Udp => drop(tokio::spawn(answer_datagrams(UdpSocket::bind(address).await?, name, book))),
             }
             Ok(())
@@ -132,7 +132,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener> {
     Ok(socket.listen(65_535)?)
 }
 
-async fn accept_all(listener: TcpListener, name: Name, book: Arc<Mutex<Book>>) {
+async fn accept_all(listener: TcpListener, local: SocketAddr, name: Name, book: Arc<Mutex<Book>>) {
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
             // Out of descriptors: the open connections matter more than the next.
@@ -141,7 +141,7 @@ async fn accept_all(listener: TcpListener, name: Name, book: Arc<Mutex<Book>>) {
         };
         let number = {
             let connections = &mut lock(&book).connections;
-            connections.push(Accepted { peer, at: Instant::now(), frames: 0, end: None });
+            connections.push(Accepted { peer, local, at: Instant::now(), frames: 0, end: None });
             connections.len() - 1
         };
         tokio::spawn(converse(stream, name, Entry { book: Arc::clone(&book), number }));
