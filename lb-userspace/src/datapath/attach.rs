@@ -274,6 +274,18 @@ fn take_over(
     }
 }
 
+/// A backend behind two VLANs is never resolved: this is why.
+pub(crate) fn warn_of_stacked_vlans(known: &[Link]) {
+    let parent = |link: &Link| known.iter().find(|other| link.vlan.is_some_and(|(parent, _)| parent == other.index));
+    for link in known.iter().filter(|link| parent(link).is_some_and(|parent| parent.vlan.is_some())) {
+        tracing::warn!(
+            "{} is a VLAN within a VLAN: a backend behind it stays unresolved, as frames get one tag at most; route it by a \
+             plain VLAN, or put a router before it",
+            link.name
+        );
+    }
+}
+
 /// A tag that the driver has taken out of the frame is not to be seen by the program: what it answers or sends back to a
 /// client would leave without it.
 pub(crate) fn warn_of_vlans(link: &Link, known: &[Link]) {

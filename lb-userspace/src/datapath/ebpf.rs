@@ -139,6 +139,7 @@ impl EbpfDatapath {
             interfaces::put_mac(&mut link_macs, link);
             attach::warn_of_vlans(link, &known);
         }
+        attach::warn_of_stacked_vlans(&known);
         let mut datapath = Self {
             rings: Rings::new(options.pin_path.clone()),
             attachments: Vec::new(),

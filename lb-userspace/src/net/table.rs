@@ -237,9 +237,14 @@ impl Table {
         };
         let Some(link) = self.links.get(&route.ifindex).filter(|link| link.up) else { return Standing::Unreachable };
         let Some(src_mac) = link.mac else { return Standing::Unreachable };
-        // A VLAN's driver takes no frames from an XDP program: its parent gets them, with the tag.
-        let parent = link.vlan.filter(|(parent, _)| self.links.get(parent).is_some_and(|link| link.vlan.is_none()));
-        let (ifindex, vlan) = parent.map_or((route.ifindex, None), |(parent, vlan)| (parent, Some(vlan)));
+        // A VLAN's driver takes no frames from an XDP program: its parent gets them, with the tag. There is room for one tag
+        // in a backend's row: what lies behind two would get frames that nobody there understands.
+        let within_another = |parent| self.links.get(&parent).is_some_and(|link| link.vlan.is_some());
+        let (ifindex, vlan) = match link.vlan {
+            Some((parent, _)) if within_another(parent) => return Standing::Unreachable,
+            Some((parent, vlan)) if self.links.contains_key(&parent) => (parent, Some(vlan)),
+            _ => (route.ifindex, None),
+        };
         match self.neighbours.get(&(route.ifindex, route.via)) {
             Some(&(Neighbour::Known(dst_mac) | Neighbour::Fixed(dst_mac))) => {
                 let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
@@ -395,5 +400,15 @@ mod tests {
         table.link(child);
         let told = table.neighbour(ETH, ip("10.0.0.11"), Some(mac(1)));
         assert_eq!(told, [tell("10.0.0.11", Some(NextHop { ifindex: 2, vlan: Some(100), ..hop(1, 1500) }))]);
+    }
+
+    #[test]
+    fn behind_two_vlans_nothing_is_reached() {
+        let mut table = watching("10.0.0.11", "10.0.0.11");
+        table.link(Link { index: 1, ..link(1500, true) });
+        table.link(Link { index: 2, vlan: Some((1, 200)), ..link(1500, true) });
+        let told = table.link(Link { vlan: Some((2, 100)), ..link(1500, true) });
+        assert_eq!(told, [tell("10.0.0.11", None)]);
+        assert_eq!(table.neighbour(ETH, ip("10.0.0.11"), Some(mac(1))), [], "known or not");
     }
 }

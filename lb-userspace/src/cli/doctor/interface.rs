@@ -93,7 +93,11 @@ fn tags(link: &Link, features: device::Features) -> Option<Finding> {
             Level::Warn,
             format!("{}: VLAN tags", link.name),
             "the device takes them out of frames: if clients or backends are in VLANs, answers to them go astray",
-            Some(format!("ethtool -K {} rxvlan off", link.name)),
+            Some(if link.is_veth {
+                format!("ethtool -K DEV txvlan off (on the other end of {}, which leaves them out)", link.name)
+            } else {
+                format!("ethtool -K {} rxvlan off", link.name)
+            }),
         )
     })
 }
