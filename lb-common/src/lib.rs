@@ -19,6 +19,7 @@ pub mod flow;
 pub mod flow_table;
 pub mod hash;
 pub mod outcome;
+pub mod quic;
 pub mod ring;
 pub mod service;
 pub mod tcp;
@@ -28,8 +29,8 @@ pub mod vlan;
 #[cfg(test)]
 extern crate std;
 
-/// Version of all map layouts together; the last component of the default pin path (`…/ebb/v2`).
-pub const LAYOUT_VERSION: u32 = 2;
+/// Version of all map layouts together; the last component of the default pin path (`…/ebb/v3`).
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the maps as they stand in the eBPF object, and of their pins.
 pub mod map_name {

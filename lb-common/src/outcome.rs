@@ -55,6 +55,8 @@ outcomes! {
     Stateless = "stateless",
     /// A segment of an unknown flow sent to the backend that owned its slot before a drain.
     RemembersOwner = "remembered_owner",
+    /// A datagram of no known flow sent to the backend that its QUIC connection id names: a connection that has migrated.
+    NamedById = "named_by_id",
     /// A reply rewritten on its way back (`nat`).
     Reply = "reply",
     /// An ICMP error about a flow.

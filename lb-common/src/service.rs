@@ -45,8 +45,10 @@ pub struct Service {
     pub flags: u8,
     /// With affinity, how many leading bits of the 128-bit (mapped) source address count.
     pub affinity_prefix: u8,
-    /// Explicit padding.
-    pub pad0: [u8; 2],
+    /// UDP: length of the server ids in QUIC connection ids, bytes; 0 for no look at them. See [`crate::quic`].
+    pub server_id_len: u8,
+    /// With them, the configuration that an id's first octet has to tell.
+    pub cid_rotation: u8,
     /// Where its ring is and how long it is, see [`crate::ring::Published`]; 0 while it has none.
     pub ring: u32,
     /// Silence after which an established flow is over, in ticks.
@@ -70,6 +72,9 @@ pub mod vip_kind {
     /// A NAT backend's endpoint, found by the source of a reply. `target` is the service slot; a backend endpoint
     /// that several services share has an entry for each.
     pub const NAT_SOURCE: u8 = 3;
+    /// A backend's server id in QUIC connection ids ([`crate::quic::key`] as the address, the service slot as the port, no
+    /// protocol). `target` is the backend slot.
+    pub const SERVER_ID: u8 = 4;
 }
 
 /// Bits of [`VipEntry::target`] of an `ADDRESS` entry.

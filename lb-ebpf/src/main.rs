@@ -24,6 +24,7 @@ mod open;
 mod packet;
 mod parse;
 mod peers;
+mod quic;
 mod rare;
 mod reset;
 mod rewrite;
@@ -105,6 +106,7 @@ fn conclude(packet: &Packet, done: Result<Sent, Outcome>) -> u32 {
         | Outcome::Untracked
         | Outcome::Stateless
         | Outcome::RemembersOwner
+        | Outcome::NamedById
         | Outcome::Reply
         | Outcome::IcmpError
         | Outcome::Fragment

@@ -13,8 +13,8 @@ use crate::{
     maps::{CONTROL, SERVICES},
     nat_port::{self, TAKEN},
     peers,
-    scratch::{self, Decision, NONE, New},
-    steer,
+    scratch::{self, Decision, NONE, New, Request},
+    steer::{self, Choice},
     track::Place,
 };
 
@@ -62,14 +62,8 @@ pub extern "C" fn ebb_choose() -> u32 {
     let Some(scratch) = scratch::row() else { return NO_BACKEND };
     let request = &scratch.request;
     let Some(service) = SERVICES.get(request.service) else { return NO_BACKEND };
-    let hash = steer::hash(service, &request.client, request.ports);
     let flags = scratch.new.flags;
-    let choice = if flags & flow_flag::PROVISIONAL == 0 {
-        steer::new_flow(request.service, service, hash)
-    } else {
-        steer::forgotten(request.service, service, hash, request.now_ns)
-    };
-    let Some(choice) = choice else { return NO_BACKEND };
+    let Some(choice) = named(request).or_else(|| by_ring(request, service, flags)) else { return NO_BACKEND };
     scratch.init = FlowInit {
         backend: choice.backend,
         generation: choice.generation,
@@ -83,6 +77,28 @@ pub extern "C" fn ebb_choose() -> u32 {
     let outcome = choice.outcome;
     scratch.decision = Decision { backend: choice.backend, entry: NONE, outcome, cut: false, silent: false };
     if service.forward == forward::NAT { CHOSEN_NAT } else { CHOSEN }
+}
+
+/// The backend that the packet itself names.
+#[inline(always)]
+fn named(request: &Request) -> Option<Choice> {
+    if request.named == NONE {
+        return None;
+    }
+    let key = FlowKey::new(request.client, request.ports as u16, request.service as u16);
+    let share = Place::of(CONTROL.get(0)?, key).share;
+    steer::named(request.service, request.named, share, request.now_ns)
+}
+
+/// The backend that the ring has for the flow.
+#[inline(always)]
+fn by_ring(request: &Request, service: &Service, flags: u16) -> Option<Choice> {
+    let hash = steer::hash(service, &request.client, request.ports);
+    if flags & flow_flag::PROVISIONAL == 0 {
+        steer::new_flow(request.service, service, hash)
+    } else {
+        steer::forgotten(request.service, service, hash, request.now_ns)
+    }
 }
 
 /// Records the flow that [`ebb_choose`] prepared, and completes the decision; always 0.

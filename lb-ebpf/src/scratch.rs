@@ -23,6 +23,8 @@ pub struct Request {
     pub ports: u32,
     /// Service slot.
     pub service: u32,
+    /// Backend slot that a QUIC connection id names, or [`NONE`].
+    pub named: u32,
     /// TCP: the segment. Zero for a datagram.
     pub segment: Segment,
 }

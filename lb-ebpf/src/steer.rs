@@ -2,7 +2,7 @@
 
 use lb_common::{
     addr::Addr,
-    backend::Backend,
+    backend::{Backend, Keep},
     hash,
     outcome::Outcome,
     ring::{self, Published, RingSlot},
@@ -22,7 +22,7 @@ pub struct Choice {
     pub backend: u32,
     /// Its generation.
     pub generation: u32,
-    /// [`Outcome::NewFlow`], or how a forgotten flow was placed.
+    /// [`Outcome::NewFlow`], or how a forgotten or migrated flow was placed.
     pub outcome: Outcome,
 }
 
@@ -93,6 +93,16 @@ pub fn forgotten(service_slot: u32, service: &Service, hash: u32, now_ns: u64) -
     }
     let choice = new_flow(service_slot, service, hash)?;
     Some(Choice { outcome: Outcome::Adopted, ..choice })
+}
+
+/// The backend that a flow's QUIC connection id names, if it keeps such a flow: the connection is one of its, and has come
+/// from elsewhere so far. To a draining one it is no new flow.
+#[inline(always)]
+pub fn named(service_slot: u32, backend: u32, share: u16, now_ns: u64) -> Option<Choice> {
+    let row = BACKENDS.get(backend)?;
+    let generation = row.generation;
+    let keeps = row.takes_new() || row.keeps(generation, false, share, now_ns) == Keep::Forward;
+    (keeps && row.service as u32 == service_slot).then_some(Choice { backend, generation, outcome: Outcome::NamedById })
 }
 
 /// A backend's row.

@@ -17,6 +17,7 @@ use crate::{
     log, open,
     packet::Packet,
     parse::{self, Ip},
+    quic,
     scratch::{self, Decision, NONE, New, Request, Scratch},
     slow, steer,
 };
@@ -79,19 +80,20 @@ impl Place {
 pub fn datagram(arrival: &Arrival<'_>) -> Result<Decision, Outcome> {
     const NONE_OF_TCP: Segment = Segment { seq: 0, ack: 0, len: 0, flags: 0 };
     if arrival.service.flags & service_flag::PER_DATAGRAM != 0 {
-        return hand_over(arrival, NONE_OF_TCP);
+        return hand_over(arrival, NONE_OF_TCP, NONE);
     }
     let place = arrival.place();
     match place.main() {
         Lookup::Missing { hop } => {
-            open_new(arrival, NONE_OF_TCP, New { hop, home: place.home, replaces: NONE, flags: 0 })
+            let named = quic::named(arrival);
+            open_new(arrival, NONE_OF_TCP, named, New { hop, home: place.home, replaces: NONE, flags: 0 })
         }
         Lookup::Found { index, meta } => match kept(arrival, &place, index, meta) {
             Some(entry) => {
                 entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED, time::ticks(arrival.now_ns));
                 Ok(forwarded(entry.backend(), index))
             }
-            None => hand_over(arrival, NONE_OF_TCP),
+            None => hand_over(arrival, NONE_OF_TCP, quic::named(arrival)),
         },
     }
 }
@@ -104,17 +106,17 @@ pub fn segment(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outc
         Lookup::Missing { hop } => {
             let opens = segment.opens();
             if !opens && segment.has(flag::SYN | flag::RST) {
-                return hand_over(arrival, segment);
+                return hand_over(arrival, segment, NONE);
             }
             let flags = if opens { 0 } else { flow_flag::PROVISIONAL };
-            open_new(arrival, segment, New { hop, home: place.home, replaces: NONE, flags })
+            open_new(arrival, segment, NONE, New { hop, home: place.home, replaces: NONE, flags })
         }
         Lookup::Found { index, meta } => match kept(arrival, &place, index, meta) {
             Some(entry) if !segment.opens() && !meta.any(flow_flag::TWIN) => {
                 follow(arrival.control, entry, meta, segment, time::ticks(arrival.now_ns));
                 Ok(forwarded(entry.backend(), index))
             }
-            _ => hand_over(arrival, segment),
+            _ => hand_over(arrival, segment, NONE),
         },
     }
 }
@@ -155,7 +157,7 @@ pub fn follow(control: &Control, entry: FlowRef, meta: Meta, segment: Segment, n
 
 /// Writes the packet down for the functions that take it on.
 #[inline(always)]
-fn write_down(arrival: &Arrival<'_>, segment: Segment) -> Option<&'static mut Scratch> {
+fn write_down(arrival: &Arrival<'_>, segment: Segment, named: u32) -> Option<&'static mut Scratch> {
     let (source_mac, own_mac) = arrival.packet.macs()?;
     let scratch = scratch::row()?;
     scratch.request = Request {
@@ -166,6 +168,7 @@ fn write_down(arrival: &Arrival<'_>, segment: Segment) -> Option<&'static mut Sc
         ingress: arrival.packet.ingress(),
         ports: arrival.ports,
         service: arrival.service_slot,
+        named,
         segment,
     };
     Some(scratch)
@@ -173,15 +176,15 @@ fn write_down(arrival: &Arrival<'_>, segment: Segment) -> Option<&'static mut Sc
 
 /// Opens a flow that the table does not have.
 #[inline(always)]
-fn open_new(arrival: &Arrival<'_>, segment: Segment, new: New) -> Result<Decision, Outcome> {
-    write_down(arrival, segment).ok_or(Outcome::DroppedMalformed)?.new = new;
+fn open_new(arrival: &Arrival<'_>, segment: Segment, named: u32, new: New) -> Result<Decision, Outcome> {
+    write_down(arrival, segment, named).ok_or(Outcome::DroppedMalformed)?.new = new;
     opened(open::open().is_some())
 }
 
 /// Lets the slow path decide.
 #[inline(always)]
-fn hand_over(arrival: &Arrival<'_>, segment: Segment) -> Result<Decision, Outcome> {
-    write_down(arrival, segment).ok_or(Outcome::DroppedMalformed)?;
+fn hand_over(arrival: &Arrival<'_>, segment: Segment, named: u32) -> Result<Decision, Outcome> {
+    write_down(arrival, segment, named).ok_or(Outcome::DroppedMalformed)?;
     opened(match slow::ebb_slow() {
         slow::DECIDED => true,
         slow::OPEN => open::open().is_some(),

@@ -61,7 +61,12 @@ fn commands_with_mistakes_change_nothing() -> Result<()> {
         (&["backend", "add", "web", "b9", "10.2.0.11"], FAILED, "10.2.0.11"),
         // Another port, where only the address is rewritten.
         (&["backend", "add", "web", "b9", "10.2.0.99:8080"], FAILED, "port"),
+        // QUIC runs over UDP.
+        (&["service", "set", "web", "--quic-cid", "4"], FAILED, "UDP"),
         // Malformed values.
+        (&["service", "set", "web", "--quic-cid", "16"], USAGE, "'16'"),
+        (&["backend", "set", "web", "b1", "--server-id", "0x0a"], USAGE, "0x0a"),
+        (&["backend", "set", "web", "b1"], USAGE, "--weight"),
         (&["drain", "web/b1", "--timeout", "5 parsecs"], USAGE, "parsecs"),
         (&["drain", "web/b1", "--timeout", "-3s"], USAGE, "-3"),
         (&["drain", "web/b1", "--timeout", "99999999999999999999s"], USAGE, "99999999999999999999"),

@@ -21,7 +21,8 @@ use ebb_tests::{
 use lb_userspace::{
     datapath::{
         self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo,
-        Mode, NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, object::OBJECT,
+        Mode, Named, NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
+        object::OBJECT,
     },
     net::links,
 };
@@ -83,8 +84,9 @@ impl Stage {
             port: WEB_PORT,
             protocol: Protocol::Tcp,
         });
-        let endpoints: Vec<_> = endpoints.filter(|_| forward == Forward::Nat).collect();
-        Ok(self.datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &endpoints)?)
+        let nat = endpoints.filter(|_| forward == Forward::Nat).collect();
+        let named = Named { nat, ids: Vec::new() };
+        Ok(self.datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &named)?)
     }
 
     fn service(&self, forward: Forward) -> ServiceConfig {
@@ -101,6 +103,7 @@ impl Stage {
             on_drain_timeout: CutPolicy::Reset,
             affinity: None,
             per_datagram: false,
+            quic_cid: None,
             echo: Echo::Auto,
             announce: false,
         }
@@ -128,6 +131,7 @@ impl Stage {
             on_timeout: CutPolicy::Reset,
             cut_window: Duration::ZERO,
             next_hop: Some(next_hop),
+            server_id: None,
         })
     }
 

@@ -103,6 +103,26 @@ const MUTANTS: &[Mutant] = &[
         wrong: "kept.then_some(entry)",
         noticed_by: Suite::Packets,
     },
+    Mutant {
+        what: "the protocol is not compared",
+        file: "lb-ebpf/src/services.rs",
+        right: "        && entry.protocol == protocol\n",
+        wrong: "        && protocol != 0xff\n",
+        noticed_by: Suite::Packets,
+    },
+    Mutant {
+        what: "a connection id leads to a drained backend",
+        file: "lb-ebpf/src/steer.rs",
+        right: "row.takes_new() || row.keeps(generation, false, share, now_ns) == Keep::Forward;",
+        wrong: "row.takes_new() || row.keeps(generation, true, share, now_ns) == Keep::Forward;",
+        noticed_by: Suite::Packets,
+    },
+    random(
+        "an id that a client may have made up names a backend",
+        "lb-ebpf/src/quic.rs",
+        "if !quic::is_handshake(first, version) || header",
+        "if version == 0xbad || header",
+    ),
 ];
 
 /// How many of them `--quick` tries.

@@ -23,6 +23,7 @@ use crate::{
         duration::{Limit, Seconds},
         hold::{HoldAnswer, HoldResult},
         model::{Affinity, MaxOut, ServicePatch, WaitFor, WhenUnhealthy},
+        quic::{QuicCid, ServerId},
         vip::{BackendAddress, Vip},
     },
     datapath::{CutPolicy, Echo, Forward},
@@ -320,6 +321,9 @@ pub struct ServiceSettings {
     /// UDP: steer each datagram by itself and track no flow [default: false]
     #[arg(long, value_name = "true|false")]
     pub per_datagram: Option<bool>,
+    /// UDP: keep a migrating QUIC connection with the backend whose id of LEN bytes its connection id has (QUIC-LB) [default: none]
+    #[arg(long, value_name = "LEN|sid=LEN,cr=N|none", value_parser = or_none::<QuicCid>)]
+    pub quic_cid: Option<OrNone<QuicCid>>,
     /// Who answers echo requests (ping) to the VIP: Ebb, the host, or Ebb unless the host has the address [default: auto]
     #[arg(long, value_name = "auto|answer|pass", value_parser = words(&ECHOES))]
     pub echo: Option<Echo>,
@@ -353,6 +357,7 @@ impl ServiceSettings {
             max_out: self.max_out.map(|max| max.0),
             affinity: self.affinity.map(|affinity| affinity.0),
             per_datagram: self.per_datagram,
+            quic_cid: self.quic_cid.map(|cid| cid.0),
             echo: self.echo,
             announce: self.announce,
             unhealthy_drain_s: self.unhealthy_drain,
@@ -379,6 +384,9 @@ pub enum BackendCommand {
         /// Its share of new flows relative to the others; 0 means none [default: 1]
         #[arg(long, value_name = "N", value_parser = weight)]
         weight: Option<u32>,
+        /// Its id in QUIC connection ids, where the service has --quic-cid [default: assigned]
+        #[arg(long, value_name = "HEX")]
+        server_id: Option<ServerId>,
         /// Only if this is still the revision that "ebb service show" told
         #[arg(long, value_name = "REVISION", value_parser = revision)]
         if_revision: Option<String>,
@@ -398,8 +406,11 @@ pub enum BackendCommand {
         #[arg(value_parser = backend_name)]
         name: String,
         /// Its share of new flows relative to the others; 0 means none
-        #[arg(long, value_name = "N", value_parser = weight)]
-        weight: u32,
+        #[arg(long, value_name = "N", value_parser = weight, required_unless_present = "server_id")]
+        weight: Option<u32>,
+        /// Its id in QUIC connection ids, where the service has --quic-cid; none for the assigned one
+        #[arg(long, value_name = "HEX|none", value_parser = or_none::<ServerId>)]
+        server_id: Option<OrNone<ServerId>>,
         /// Only if this is still the revision that "ebb service show" told
         #[arg(long, value_name = "REVISION", value_parser = revision)]
         if_revision: Option<String>,

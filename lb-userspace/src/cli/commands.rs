@@ -14,7 +14,7 @@ use crate::{
     control::{
         Error,
         model::{BackendPatch, BackendSpec, ServicePatch, Status},
-        vip::{BackendAddress, Vip},
+        vip::Vip,
     },
     datapath::Forward,
 };
@@ -102,17 +102,11 @@ pub(super) async fn remove_service(name: &str, now: bool, client: &Client, print
 }
 
 /// `ebb backend add`.
-pub(super) async fn add_backend(
-    service: &str,
-    name: &str,
-    address: BackendAddress,
-    weight: Option<u32>,
-    client: &Client,
-    print: Printer,
-) -> Done {
-    let spec = BackendSpec { name: name.to_owned(), address, weight: weight.unwrap_or(1) };
-    let added = client.add_backend(service, &spec).await?;
-    let sentence = format!("backend {service}/{name} added: {address}, {}", show::state(added.backend.state));
+pub(super) async fn add_backend(service: &str, spec: &BackendSpec, client: &Client, print: Printer) -> Done {
+    let added = client.add_backend(service, spec).await?;
+    let (name, address, state) = (&spec.name, spec.address, show::state(added.backend.state));
+    let id = added.backend.server_id.map(|id| format!(", server id {id}")).unwrap_or_default();
+    let sentence = format!("backend {service}/{name} added: {address}{id}, {state}");
     print.say(&added, &sentence)?;
     Ok(Exit::Done)
 }
@@ -125,9 +119,14 @@ pub(super) async fn list_backends(service: &str, client: &Client, print: Printer
 }
 
 /// `ebb backend set`.
-pub(super) async fn set_backend(service: &str, name: &str, weight: u32, client: &Client, print: Printer) -> Done {
-    let patch = BackendPatch { weight: Some(weight) };
-    let backend = client.set_backend(service, name, &patch).await?;
+pub(super) async fn set_backend(
+    service: &str,
+    name: &str,
+    patch: &BackendPatch,
+    client: &Client,
+    print: Printer,
+) -> Done {
+    let backend = client.set_backend(service, name, patch).await?;
     print.say(&backend, &format!("backend {service}/{name} changed"))?;
     Ok(Exit::Done)
 }

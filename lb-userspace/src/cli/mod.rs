@@ -34,7 +34,10 @@ use self::{
     place::Typed,
     print::Printer,
 };
-use crate::api::client::Client;
+use crate::{
+    api::client::Client,
+    control::model::{BackendPatch, BackendSpec},
+};
 
 /// Runs one command line and says how it ended.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -123,14 +126,16 @@ async fn service(command: ServiceCommand, client: &Client, print: Printer) -> Re
 
 async fn backend(command: BackendCommand, client: &Client, print: Printer) -> Result<Exit, Failure> {
     match command {
-        BackendCommand::Add { service, name, address, weight, if_revision } => {
+        BackendCommand::Add { service, name, address, weight, server_id, if_revision } => {
             let client = &client.only_if(if_revision.as_deref());
-            commands::add_backend(&service, &name, address, weight, client, print).await
+            let spec = BackendSpec { name, address, weight: weight.unwrap_or(1), server_id };
+            commands::add_backend(&service, &spec, client, print).await
         }
         BackendCommand::List { service } => commands::list_backends(&service, client, print).await,
-        BackendCommand::Set { service, name, weight, if_revision } => {
+        BackendCommand::Set { service, name, weight, server_id, if_revision } => {
             let client = &client.only_if(if_revision.as_deref());
-            commands::set_backend(&service, &name, weight, client, print).await
+            let patch = BackendPatch { weight, server_id: server_id.map(|id| id.0) };
+            commands::set_backend(&service, &name, &patch, client, print).await
         }
         BackendCommand::Remove { service, name, now, wait, if_revision } => {
             let client = &client.only_if(if_revision.as_deref());

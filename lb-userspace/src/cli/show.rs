@@ -73,6 +73,7 @@ pub(super) fn service(out: &mut impl Write, service: &ServiceView) -> io::Result
         ("unhealthy drain", settings.unhealthy_drain_s.to_string()),
         ("when unhealthy", when_unhealthy(settings.when_unhealthy).to_owned()),
         ("per datagram", if settings.per_datagram { "yes" } else { "no" }.to_owned()),
+        ("quic cid", settings.quic_cid.map_or_else(|| "none".to_owned(), |cid| cid.to_string())),
         ("echo", echo(settings.echo).to_owned()),
         ("announce", if settings.announce { "yes" } else { "no" }.to_owned()),
         ("revision", revision.clone()),
@@ -97,7 +98,8 @@ fn backends_block(out: &mut impl Write, service: &str, list: &[BackendStatus]) -
 
 /// `ebb backend list`.
 pub(super) fn backends(out: &mut impl Write, backends: &[BackendStatus]) -> io::Result<()> {
-    let mut table = Table::new(&[
+    const SERVER_ID: usize = 2;
+    let mut columns = vec![
         ("BACKEND", Align::Left),
         ("ADDRESS", Align::Left),
         ("WEIGHT", Align::Right),
@@ -107,9 +109,15 @@ pub(super) fn backends(out: &mut impl Write, backends: &[BackendStatus]) -> io::
         ("PACKETS", Align::Right),
         ("BYTES", Align::Right),
         ("NOTE", Align::Left),
-    ]);
+    ];
+    // Only where servers have to be told their ids.
+    let ids = backends.iter().any(|backend| backend.server_id.is_some());
+    if ids {
+        columns.insert(SERVER_ID, ("SERVER-ID", Align::Left));
+    }
+    let mut table = Table::new(&columns);
     for backend in backends {
-        table.row([
+        let mut cells = vec![
             backend.name.clone(),
             backend.address.to_string(),
             backend.weight.to_string(),
@@ -119,7 +127,11 @@ pub(super) fn backends(out: &mut impl Write, backends: &[BackendStatus]) -> io::
             backend.packets_total.to_string(),
             bytes(backend.bytes_total),
             note(backend),
-        ]);
+        ];
+        if ids {
+            cells.insert(SERVER_ID, backend.server_id.map(|id| id.to_string()).unwrap_or_default());
+        }
+        table.row(cells);
     }
     table.write(out)
 }

@@ -18,6 +18,7 @@ use crate::{
         duration::{Limit, Seconds},
         hold::HoldResult,
         model::{Affinity, BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
+        quic::{QuicCid, ServerId},
         validate,
         vip::{BackendAddress, Vip, check_name},
     },
@@ -119,6 +120,9 @@ pub struct Service {
     pub affinity: Option<Affinity>,
     /// UDP only: each datagram is steered by itself.
     pub per_datagram: Option<bool>,
+    /// UDP only: a migrating QUIC connection keeps the backend that its connection id names, by QUIC-LB's plaintext algorithm:
+    /// the length of server ids, `4`, or with the configuration, `"sid=4,cr=0"`.
+    pub quic_cid: Option<QuicCid>,
     /// Who answers echo requests (ping) to the VIP's address.
     pub echo: Option<Echo>,
     /// Answer ARP requests and neighbour solicitations for the VIP's address, and announce it.
@@ -148,6 +152,9 @@ pub struct Backend {
     /// Its share of new flows relative to the others.
     #[schemars(with = "Option<u32>")]
     pub weight: Option<Spanned<u32>>,
+    /// Its id in QUIC connection ids, in hexadecimal, where the service has `quic_cid`; assigned unless given.
+    #[schemars(with = "Option<ServerId>")]
+    pub server_id: Option<Spanned<ServerId>>,
 }
 
 impl File {
@@ -176,6 +183,7 @@ impl Service {
                 max_out: self.max_out.map(Some),
                 affinity: self.affinity.map(Some),
                 per_datagram: self.per_datagram,
+                quic_cid: self.quic_cid.map(Some),
                 echo: self.echo,
                 announce: self.announce,
                 unhealthy_drain_s: self.unhealthy_drain,
@@ -193,6 +201,7 @@ impl Backend {
             name: self.name.get_ref().clone(),
             address: *self.address.get_ref(),
             weight: self.weight.as_ref().map_or(1, |weight| *weight.get_ref()),
+            server_id: self.server_id.as_ref().map(|id| *id.get_ref()),
         }
     }
 }
@@ -233,6 +242,7 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         unique(text, &mut names, "service", &service.name)?;
         unique(text, &mut vips, "VIP", &service.vip)?;
         check_backends(text, service)?;
+        check_server_ids(text, service)?;
         check_health(text, service)?;
     }
     let backends = file.services.iter().flat_map(|service| &service.backends);
@@ -290,6 +300,24 @@ fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
             continue;
         };
         return Err(Mistake::at(text, backend.address.span(), refused));
+    }
+    Ok(())
+}
+
+fn check_server_ids(text: &str, service: &Service) -> Result<(), Mistake> {
+    let mut ids = HashMap::new();
+    for id in service.backends.iter().filter_map(|backend| backend.server_id.as_ref()) {
+        let refused = match service.quic_cid {
+            None => "the service has no quic_cid: without it nothing looks at server ids".to_owned(),
+            Some(cid) if !id.get_ref().fits(cid) => {
+                format!("by the service's quic_cid server ids have {} bytes", cid.server_id_len)
+            }
+            Some(_) => {
+                unique(text, &mut ids, "server id", id)?;
+                continue;
+            }
+        };
+        return Err(Mistake::at(text, id.span(), refused));
     }
     Ok(())
 }

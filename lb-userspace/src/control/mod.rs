@@ -8,6 +8,7 @@ pub mod duration;
 mod error;
 pub mod hold;
 pub mod model;
+pub mod quic;
 pub mod reconcile;
 pub mod revision;
 pub mod ring;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     duration::{Limit, Seconds},
     hold::{Held, HoldResult, HoldStatus},
+    quic::{QuicCid, ServerId},
     vip::{BackendAddress, Vip},
 };
 pub use crate::datapath::{CutPolicy, Echo, FlowState, FlowTotals, Forward, Protocol};
@@ -60,6 +61,9 @@ pub struct ServiceSpec {
     /// UDP only: each datagram is steered by itself.
     #[serde(default)]
     pub per_datagram: bool,
+    /// UDP only: a QUIC connection whose client changes its address keeps the backend that its connection id names.
+    #[serde(default)]
+    pub quic_cid: Option<QuicCid>,
     /// Who answers echo requests (ping) to the VIP's address.
     #[serde(default)]
     pub echo: Echo,
@@ -118,6 +122,9 @@ pub struct ServicePatch {
     /// See [`ServiceSpec::per_datagram`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_datagram: Option<bool>,
+    /// See [`ServiceSpec::quic_cid`]; `null` takes it away.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub quic_cid: Option<Option<QuicCid>>,
     /// See [`ServiceSpec::echo`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub echo: Option<Echo>,
@@ -244,6 +251,9 @@ pub struct BackendSpec {
     /// Its share of new flows relative to the others'; 0 means no new flow.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Its id in QUIC connection ids, in hexadecimal; assigned unless given, where the service's `quic_cid` asks for one.
+    #[serde(default)]
+    pub server_id: Option<ServerId>,
 }
 
 /// What can be changed of a backend.
@@ -253,6 +263,9 @@ pub struct BackendPatch {
     /// See [`BackendSpec::weight`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// See [`BackendSpec::server_id`]; `null` for the assigned one.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<Option<ServerId>>,
 }
 
 /// A service with its backends, as a file wants them.
@@ -406,6 +419,9 @@ pub struct BackendStatus {
     pub address: BackendAddress,
     /// Its weight.
     pub weight: u32,
+    /// Its id in QUIC connection ids, where the service looks at them.
+    #[serde(default)]
+    pub server_id: Option<ServerId>,
     /// Its state.
     pub state: State,
     /// Why, in words.
@@ -671,8 +687,10 @@ pub enum EventKind {
 /// `3` or `"25%"` on the wire.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-enum NumberOrText {
+pub(super) enum NumberOrText {
+    /// A JSON number.
     Number(u32),
+    /// A JSON string.
     Text(String),
 }
 

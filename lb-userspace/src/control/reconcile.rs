@@ -3,6 +3,7 @@
 use super::{
     Error,
     model::{BackendPatch, BackendSpec, Change, ChangeAction, ServicePatch, ServiceSpec, WantedService},
+    quic::ServerId,
     state::service::Service,
     validate,
 };
@@ -27,7 +28,7 @@ pub enum Command {
     RemoveService(String),
     /// Add backends.
     AddBackends(String, Vec<BackendSpec>),
-    /// Change its weight.
+    /// Change its weight or its server id.
     SetBackend(String, String, BackendPatch),
     /// Keep a backend that was being removed.
     KeepBackend(String, String),
@@ -54,6 +55,7 @@ pub fn plan(present: &[Service], wanted: &[WantedService]) -> Result<Vec<Step>, 
                 steps.extend(add_backends(name, want.backends.iter()));
             }
             Some(service) => {
+                steps.extend(give_up_ids(service, &want.backends));
                 steps.extend(set_service(service, &want.service)?);
                 steps.extend(backends(service, &want.backends)?);
             }
@@ -90,6 +92,13 @@ fn check(wanted: &[WantedService]) -> Result<(), Error> {
             validate::backend(&want.service, backend)?;
             let clash =
                 want.backends[..at].iter().any(|other| other.name == backend.name || other.address == backend.address);
+            let same_id = |other: &BackendSpec| other.server_id.is_some() && other.server_id == backend.server_id;
+            if want.backends[..at].iter().any(same_id) {
+                return Err(Error::Conflict(format!(
+                    "backend {}/{}: its server id is there twice: give each its own",
+                    want.service.name, backend.name
+                )));
+            }
             if clash {
                 return Err(Error::Conflict(format!(
                     "backend {}/{}: its name or address is there twice: give each its own",
@@ -144,6 +153,7 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
         fin_quiet_s: Some(wanted.fin_quiet_s),
         affinity: Some(wanted.affinity),
         per_datagram: Some(wanted.per_datagram),
+        quic_cid: Some(wanted.quic_cid),
         echo: Some(wanted.echo),
         announce: Some(wanted.announce),
         slow_start_s: Some(wanted.slow_start_s),
@@ -152,6 +162,22 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
         unhealthy_drain_s: Some(wanted.unhealthy_drain_s),
         health: Some(wanted.health.clone()),
     }
+}
+
+/// Backends whose server id changes give theirs up first, or one could not have another's, nor the service a longer form.
+fn give_up_ids(service: &Service, wanted: &[BackendSpec]) -> Vec<Step> {
+    let changes = |spec: &BackendSpec| {
+        let want = wanted.iter().find(|want| want.name == spec.name);
+        spec.server_id.is_some() && want.is_some_and(|want| want.server_id != spec.server_id)
+    };
+    let changing = service.backends.iter().map(|entry| &entry.spec).filter(|spec| changes(spec));
+    let patch = BackendPatch { server_id: Some(None), ..BackendPatch::default() };
+    let give_up = |spec: &BackendSpec| {
+        let command = Command::SetBackend(service.spec.name.clone(), spec.name.clone(), patch.clone());
+        // What it comes to is told where the new one is set.
+        Step { changes: Vec::new(), command }
+    };
+    changing.map(give_up).collect()
 }
 
 fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Error> {
@@ -173,8 +199,15 @@ fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Erro
             steps.push(step(ChangeAction::Set, name, backend.clone(), "kept after all".to_owned(), command));
         }
         if entry.spec.weight != want.weight {
-            let patch = BackendPatch { weight: Some(want.weight) };
+            let patch = BackendPatch { weight: Some(want.weight), ..BackendPatch::default() };
             let detail = format!("weight {} to {}", entry.spec.weight, want.weight);
+            let command = Command::SetBackend(name.clone(), want.name.clone(), patch);
+            steps.push(step(ChangeAction::Set, name, backend.clone(), detail, command));
+        }
+        if entry.spec.server_id != want.server_id {
+            let patch = BackendPatch { server_id: Some(want.server_id), ..BackendPatch::default() };
+            let word = |id: Option<ServerId>| id.map_or_else(|| "assigned".to_owned(), |id| id.to_string());
+            let detail = format!("server id {} to {}", word(entry.spec.server_id), word(want.server_id));
             let command = Command::SetBackend(name.clone(), want.name.clone(), patch);
             steps.push(step(ChangeAction::Set, name, backend, detail, command));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     Error,
     model::{BackendSpec, Check, Forward, HealthSpec, MAX_WEIGHT, MaxOut, Protocol, ServicePatch, ServiceSpec},
+    quic,
     vip::check_name,
 };
 
@@ -19,6 +20,14 @@ pub fn service(spec: &ServiceSpec) -> Result<(), Error> {
     }
     if spec.per_datagram && spec.vip.protocol != Protocol::Udp {
         return invalid("per_datagram is for UDP: a TCP connection cannot change its backend".to_owned());
+    }
+    if spec.quic_cid.is_some() && spec.vip.protocol != Protocol::Udp {
+        return invalid("quic_cid is for UDP, which QUIC runs over".to_owned());
+    }
+    if spec.quic_cid.is_some() && spec.per_datagram {
+        return invalid(
+            "quic_cid and per_datagram exclude each other: a QUIC connection cannot change its backend".to_owned(),
+        );
     }
     if spec.idle_timeout_s.is_some_and(|idle| idle.0 < Duration::from_secs(1)) {
         return invalid("the idle timeout is at least 1s".to_owned());
@@ -108,7 +117,7 @@ pub fn backend(service: &ServiceSpec, spec: &BackendSpec) -> Result<(), Error> {
             spec.address.ip
         )));
     }
-    Ok(())
+    quic::fits(service, spec)
 }
 
 /// Checks a weight.
@@ -132,6 +141,7 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         fin_quiet_s,
         affinity,
         per_datagram,
+        quic_cid,
         echo,
         announce,
         slow_start_s,
@@ -154,6 +164,7 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         fin_quiet_s: fin_quiet_s.unwrap_or(spec.fin_quiet_s),
         affinity: affinity.unwrap_or(spec.affinity),
         per_datagram: per_datagram.unwrap_or(spec.per_datagram),
+        quic_cid: quic_cid.unwrap_or(spec.quic_cid),
         echo: echo.unwrap_or(spec.echo),
         announce: announce.unwrap_or(spec.announce),
         slow_start_s: slow_start_s.unwrap_or(spec.slow_start_s),

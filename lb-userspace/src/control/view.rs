@@ -37,18 +37,19 @@ fn service(service: &Service, now: Now) -> ServiceStatus {
         forward: service.spec.forward,
         drain_timeout_s: service.spec.drain_timeout_s,
         on_drain_timeout: service.spec.on_drain_timeout,
-        backends: service.backends.iter().map(|entry| backend(entry, now)).collect(),
+        backends: service.backends.iter().map(|entry| backend(service, entry, now)).collect(),
     }
 }
 
-/// One backend.
-pub fn backend(entry: &Entry, now: Now) -> BackendStatus {
+/// One of a service's backends.
+pub fn backend(service: &Service, entry: &Entry, now: Now) -> BackendStatus {
     let totals = entry.totals();
     let machine = &entry.machine;
     BackendStatus {
         name: entry.spec.name.clone(),
         address: entry.spec.address,
         weight: entry.spec.weight,
+        server_id: service.server_id(entry),
         state: machine.state,
         reason: machine.reason.clone(),
         since: machine.since,

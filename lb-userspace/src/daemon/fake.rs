@@ -19,7 +19,7 @@ use crate::{
     datapath::{
         Adopted, AdoptedBackend, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters,
         CutPolicy, CutReport, Datapath, DatapathError, EndedFlow, FlowFilter, FlowRecord, FlowState, FlowTotals,
-        InterfaceChange, InterfaceInfo, Limits, NatEndpoint, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
+        InterfaceChange, InterfaceInfo, Limits, Named, NextHop, RingSlot, ServiceConfig, ServiceSlot, Sweep,
     },
     net::{host::Host, links::Link},
 };
@@ -42,7 +42,7 @@ pub(crate) struct Kernel {
     pub(crate) backends: BTreeMap<BackendSlot, BackendConfig>,
     pub(crate) rings: HashMap<ServiceSlot, Vec<RingSlot>>,
     pub(crate) vips: Vec<ServiceSlot>,
-    pub(crate) nat: Vec<NatEndpoint>,
+    pub(crate) named: Named,
     /// Published as the host's own too.
     pub(crate) own: BTreeSet<IpAddr>,
     /// What neighbours were told.
@@ -174,12 +174,12 @@ impl Datapath for FakeDatapath {
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
         own: &BTreeSet<IpAddr>,
-        nat_backends: &[NatEndpoint],
+        named: &Named,
     ) -> Result<(), DatapathError> {
         let mut kernel = self.kernel();
         kernel.call("publish_vips", services.len())?;
         kernel.vips = services.iter().map(|(slot, _)| *slot).collect();
-        kernel.nat = nat_backends.to_vec();
+        kernel.named = named.clone();
         kernel.own = own.clone();
         Ok(())
     }

@@ -127,10 +127,21 @@ pub struct ServiceConfig {
     pub affinity: Option<u8>,
     /// UDP only: each datagram is steered by itself and no flow is kept.
     pub per_datagram: bool,
+    /// UDP only: what QUIC connection ids look like that name their backend.
+    pub quic_cid: Option<CidFormat>,
     /// Who answers echo requests to the VIP's address.
     pub echo: Echo,
     /// ARP requests and neighbour solicitations for the VIP's address are answered.
     pub announce: bool,
+}
+
+/// Connection ids by QUIC-LB's plaintext algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CidFormat {
+    /// Bytes of a server's id, 1 to 15.
+    pub server_id_len: u8,
+    /// The configuration that an id's first three bits tell, 0 to 6.
+    pub rotation: u8,
 }
 
 /// What the packet path may do with a backend.
@@ -192,6 +203,8 @@ pub struct BackendConfig {
     pub cut_window: Duration,
     /// Where frames go; the last known one is kept for pinned flows. `None` until first resolved.
     pub next_hop: Option<NextHop>,
+    /// Its id in QUIC connection ids, and zeros. Not in the row: [`Datapath::publish_vips`] publishes it.
+    pub server_id: Option<[u8; 16]>,
 }
 
 /// One slot of a service's steering table.
@@ -216,6 +229,26 @@ pub struct NatEndpoint {
     pub port: u16,
     /// The transport.
     pub protocol: Protocol,
+}
+
+/// A backend that is found by its id in QUIC connection ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NamedBackend {
+    /// The backend's row.
+    pub backend: BackendSlot,
+    /// Its service's row.
+    pub service: ServiceSlot,
+    /// The id, and zeros.
+    pub id: [u8; 16],
+}
+
+/// Those whom packets name otherwise than by a VIP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Backends whose replies are recognised.
+    pub nat: Vec<NatEndpoint>,
+    /// Backends found by QUIC connection ids.
+    pub ids: Vec<NamedBackend>,
 }
 
 /// One backend's flows at one look. *Live* is opening, established and half closed.
@@ -508,13 +541,13 @@ pub trait Datapath: Send {
     /// Frees a service's row and its ring. The VIP has been unpublished before.
     fn clear_service(&mut self, slot: ServiceSlot) -> Result<(), DatapathError>;
 
-    /// Publishes the whole set of VIPs, and of backends whose replies are recognised, by one atomic step; returns after a
-    /// grace period. `own` are the addresses that this host uses itself.
+    /// Publishes the whole set of VIPs, and of backends that packets name, by one atomic step; returns after a grace period.
+    /// `own` are the addresses that this host uses itself.
     fn publish_vips(
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
         own: &BTreeSet<IpAddr>,
-        nat_backends: &[NatEndpoint],
+        named: &Named,
     ) -> Result<(), DatapathError>;
 
     /// Writes a backend's whole row. A rise of the generation retires all flows of the row's last holder at once.

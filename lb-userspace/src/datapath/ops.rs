@@ -16,8 +16,7 @@ use lb_common::{
 use super::{
     Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters, CutPolicy, CutReport,
     Datapath, DatapathError, FlowEnd, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceChange,
-    InterfaceInfo, Limits, LoggedFlow, NatEndpoint, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep,
-    clock,
+    InterfaceInfo, Limits, LoggedFlow, Named, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
     ebpf::EbpfDatapath,
     error::While as _,
     flows::{CutList, Facts, Scan, Tally, Tap},
@@ -51,11 +50,12 @@ impl Datapath for EbpfDatapath {
         &mut self,
         services: &[(ServiceSlot, &ServiceConfig)],
         own: &BTreeSet<IpAddr>,
-        nat_backends: &[NatEndpoint],
+        named: &Named,
     ) -> Result<(), DatapathError> {
         let half_rows = self.maps.vips.rows() / 2;
-        let table = vips::build(&vips::keys(services, own, nat_backends), half_rows)
-            .map_err(|vips::Full| DatapathError::Full { what: "VIP or NAT endpoint", capacity: half_rows.into() })?;
+        let table = vips::build(&vips::keys(services, own, named), half_rows).map_err(|vips::Full| {
+            DatapathError::Full { what: "VIP, NAT endpoint or server id", capacity: half_rows.into() }
+        })?;
         let missing = || DatapathError::Unsupported("the control map has no row".into());
         let published = self.maps.published_vips().ok_or_else(missing)?;
         let base = if published.load(Ordering::Relaxed) >> 32 == 0 { half_rows } else { 0 };

@@ -33,6 +33,7 @@ pub(crate) fn service(config: &ServiceConfig, ring: u32) -> Result<Service, Data
         flags |= service_flag::AFFINITY;
         affinity_prefix = mapped_prefix(config.vip.ip(), prefix)?;
     }
+    let cid = config.quic_cid.map_or((0, 0), |cid| (cid.server_id_len, cid.rotation));
     Ok(Service {
         vip: Addr::from(config.vip.ip()),
         port: config.vip.port().to_be(),
@@ -44,6 +45,8 @@ pub(crate) fn service(config: &ServiceConfig, ring: u32) -> Result<Service, Data
         },
         flags,
         affinity_prefix,
+        server_id_len: cid.0,
+        cid_rotation: cid.1,
         ring,
         idle_ticks: ticks(config.idle_timeout),
         fin_quiet_ticks: ticks(config.fin_quiet),
@@ -155,6 +158,7 @@ mod tests {
             on_drain_timeout: CutPolicy::Silent,
             affinity: Some(24),
             per_datagram: false,
+            quic_cid: Some(crate::datapath::CidFormat { server_id_len: 4, rotation: 3 }),
             echo: crate::datapath::Echo::Auto,
             announce: false,
         }
@@ -164,6 +168,7 @@ mod tests {
     fn a_service_keeps_its_ring_and_its_prefix_counts_from_the_mapped_form() {
         let row = service(&config(), 77).unwrap();
         assert_eq!((row.ring, row.affinity_prefix, row.forward), (77, 120, forward::NAT));
+        assert_eq!((row.server_id_len, row.cid_rotation), (4, 3));
         assert_eq!(row.flags, service_flag::AFFINITY | service_flag::SILENT);
         assert_eq!(vip(&row), config().vip);
         assert_eq!(row.idle_ticks, 333_787);
@@ -183,6 +188,7 @@ mod tests {
             on_timeout: CutPolicy::Reset,
             cut_window: Duration::from_secs(2),
             next_hop: None,
+            server_id: None,
         };
         let mut row = backend(&config);
         assert_eq!((row.flags, row.deadline_ns, row.cut_window_ms), (0, NO_DEADLINE, 2_000));

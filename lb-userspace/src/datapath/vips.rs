@@ -15,7 +15,7 @@ use lb_common::{
     service::{TCP, UDP, VIP_PROBES, VipEntry, address_flag, vip_kind},
 };
 
-use super::{Echo, NatEndpoint, Protocol, ServiceConfig, ServiceSlot};
+use super::{Echo, Named, Protocol, ServiceConfig, ServiceSlot};
 
 /// The smallest table.
 pub(crate) const MIN_SIZE: u32 = 16;
@@ -43,13 +43,9 @@ pub(crate) fn half_size(services: u32, backends: u32) -> u32 {
     (2 * services).saturating_add(backends).saturating_mul(2).clamp(MIN_SIZE, 1 << 28).next_power_of_two()
 }
 
-/// The keys of these services and endpoints; `own` are the addresses that the host uses itself.
-pub(crate) fn keys(
-    services: &[(ServiceSlot, &ServiceConfig)],
-    own: &BTreeSet<IpAddr>,
-    nat_backends: &[NatEndpoint],
-) -> Vec<VipEntry> {
-    let mut keys = Vec::with_capacity(services.len() * 2 + nat_backends.len());
+/// The keys of these services, endpoints and server ids; `own` are the addresses that the host uses itself.
+pub(crate) fn keys(services: &[(ServiceSlot, &ServiceConfig)], own: &BTreeSet<IpAddr>, named: &Named) -> Vec<VipEntry> {
+    let mut keys = Vec::with_capacity(services.len() * 2 + named.nat.len() + named.ids.len());
     let mut addresses: BTreeMap<IpAddr, Vec<&ServiceConfig>> = BTreeMap::new();
     for (slot, service) in services {
         addresses.entry(service.vip.ip()).or_default().push(service);
@@ -60,10 +56,22 @@ pub(crate) fn keys(
         entry(vip_kind::ADDRESS, address, 0, 0, address_flags(&services, own.contains(&address)))
     }));
     keys.extend(
-        nat_backends
+        named
+            .nat
             .iter()
             .map(|b| entry(vip_kind::NAT_SOURCE, b.address, b.port, number(b.protocol), u32::from(b.service.0))),
     );
+    keys.extend(named.ids.iter().map(|b| {
+        let [low, high] = [0, 8].map(|at| u64::from_ne_bytes(std::array::from_fn(|i| b.id[at + i])));
+        // The bytes as the packet path loads them; the service's row is no port and stands as it is.
+        VipEntry {
+            addr: Addr { halves: [low, high] },
+            port: b.service.0,
+            kind: vip_kind::SERVER_ID,
+            target: b.backend.0,
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }));
     keys
 }
 
@@ -150,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::datapath::{BackendSlot, CutPolicy, Forward};
+    use crate::datapath::{BackendSlot, CutPolicy, Forward, NamedBackend, NatEndpoint};
 
     /// The packet path's look-up.
     fn find(table: &Table, kind: u8, key: &VipEntry) -> Vec<u32> {
@@ -216,12 +224,32 @@ mod tests {
             port: 8080,
             protocol: Protocol::Tcp,
         };
-        let nat: Vec<NatEndpoint> = (1..=5).map(shared).collect();
-        let table = build(&keys(&[], &BTreeSet::new(), &nat), 1 << 10).expect("fits");
-        let found = find(&table, vip_kind::NAT_SOURCE, &keys(&[], &BTreeSet::new(), &nat)[0]);
+        let with = |nat: Vec<NatEndpoint>| keys(&[], &BTreeSet::new(), &Named { nat, ids: Vec::new() });
+        let nat: Vec<VipEntry> = with((1..=5).map(shared).collect());
+        let table = build(&nat, 1 << 10).expect("fits");
+        let found = find(&table, vip_kind::NAT_SOURCE, &nat[0]);
         assert_eq!(found.into_iter().collect::<HashSet<_>>(), (1..=5).collect());
-        let too_many: Vec<NatEndpoint> = (0..=VIP_PROBES as u16).map(shared).collect();
-        assert_eq!(build(&keys(&[], &BTreeSet::new(), &too_many), 1 << 10), Err(Full));
+        let too_many = with((0..=VIP_PROBES as u16).map(shared).collect());
+        assert_eq!(build(&too_many, 1 << 10), Err(Full));
+    }
+
+    #[test]
+    fn a_server_id_is_found_by_its_bytes_and_its_service() {
+        let named = |backend, service, first| {
+            let mut id = [0; 16];
+            (id[0], id[9]) = (first, 7);
+            NamedBackend { backend: BackendSlot(backend), service: ServiceSlot(service), id }
+        };
+        let ids = vec![named(1, 1, 5), named(2, 2, 5), named(3, 1, 6)];
+        let entries = keys(&[], &BTreeSet::new(), &Named { nat: Vec::new(), ids });
+        let table = build(&entries, 1 << 10).expect("fits");
+        assert_eq!(
+            entries.iter().map(|key| find(&table, vip_kind::SERVER_ID, key)).collect::<Vec<_>>(),
+            [[1], [2], [3]]
+        );
+        // As the packet path makes it from what it loads.
+        let bytes = [u64::from_le(5), u64::from_le(7 << 8 | 0xee << 16)];
+        assert_eq!(lb_common::quic::key(bytes, 10), entries[0].addr);
     }
 
     fn service(port: u16) -> ServiceConfig {
@@ -234,6 +262,7 @@ mod tests {
             on_drain_timeout: CutPolicy::Reset,
             affinity: None,
             per_datagram: false,
+            quic_cid: None,
             echo: Echo::Auto,
             announce: false,
         }
@@ -256,7 +285,7 @@ mod tests {
     #[test]
     fn an_address_shared_by_services_stands_once() {
         let (a, b) = (service(80), service(443));
-        let keys = keys(&[(ServiceSlot(0), &a), (ServiceSlot(1), &b)], &BTreeSet::new(), &[]);
+        let keys = keys(&[(ServiceSlot(0), &a), (ServiceSlot(1), &b)], &BTreeSet::new(), &Named::default());
         assert_eq!(keys.iter().filter(|k| k.kind == vip_kind::ADDRESS).count(), 1);
         assert_eq!(keys.len(), 3);
         assert_eq!(keys[0].port.to_ne_bytes(), [0, 80]);

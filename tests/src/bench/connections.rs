@@ -18,7 +18,7 @@ use tokio::{
 use super::{Figure, Spread};
 use crate::{
     lab::{Ebb, Family, Lab, Plan},
-    traffic::host::Host,
+    traffic::Host,
     wait::wait_until,
 };
 

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests_ebpf::walk;
 use lb_userspace::datapath::{
-    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, Forward, NextHop, Options,
-    Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
+    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, Forward, Named, NextHop,
+    Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
 };
 
 use super::{
@@ -88,13 +88,14 @@ fn configure(datapath: &mut EbpfDatapath, generation: u32) -> Result<()> {
         on_drain_timeout: CutPolicy::Reset,
         affinity: None,
         per_datagram: false,
+        quic_cid: None,
         echo: Echo::Auto,
         announce: false,
     };
     datapath.put_service(SERVICE, &service)?;
     datapath.put_backend(BACKEND, &backend(generation))?;
     datapath.put_ring(SERVICE, &vec![RingSlot { owner: Some(BACKEND), previous: None }; 4_099])?;
-    Ok(datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &[])?)
+    Ok(datapath.publish_vips(&[(SERVICE, &service)], &BTreeSet::new(), &Named::default())?)
 }
 
 fn backend(generation: u32) -> BackendConfig {
@@ -115,6 +116,7 @@ fn backend(generation: u32) -> BackendConfig {
             source: None,
             vlan: None,
         }),
+        server_id: None,
     }
 }
 

@@ -21,7 +21,7 @@ use lb_common::{
     hash,
     outcome::Outcome,
     ring::{self, RingSlot},
-    service::{VipEntry, vip_kind},
+    service::{Service, VipEntry, vip_kind},
 };
 
 use self::parse::{Ip, number};
@@ -29,7 +29,7 @@ pub use self::random::{Random, damaged, frame, sound};
 use crate::{
     lab::FAMILIES,
     packets::tcp_flag::{ACK, FIN, RST, SYN},
-    rig::{Cell, MODES, Mode, PROTOCOLS, Rig, Sizes},
+    rig::{Cell, MODES, Mode, PROTOCOLS, Protocol, Rig, Sizes, server_id_entry},
 };
 
 /// Backends of each service; the last one drains.
@@ -78,12 +78,30 @@ pub fn backends() -> Vec<Backend> {
     rows
 }
 
+/// What a service looks at in QUIC connection ids: the length of server ids, and the configuration. Services of UDP do, all
+/// but two.
+pub fn cid(service: usize) -> Option<(usize, u8)> {
+    const LENGTHS: [usize; 8] = [1, 4, 0, 15, 8, 7, 0, 9];
+    let length = LENGTHS[service / PROTOCOLS.len()];
+    let looks = cells()[service].protocol == Protocol::Udp && length > 0;
+    looks.then_some((length, (service / PROTOCOLS.len() % 7) as u8))
+}
+
+/// A backend's id in those.
+pub fn server_id(service: usize, backend: u32) -> Vec<u8> {
+    let length = cid(service).map_or(0, |(length, _)| length);
+    let mixed = hash::mix(u64::from(backend_slot(service, backend)) + 1).to_be_bytes();
+    let first = [(backend as u8) << 4 | service as u8];
+    first.into_iter().chain(mixed).chain(mixed).take(length).collect()
+}
+
 /// The world as maps, on a rig of [`SIZES`].
 pub fn set_up(rig: &mut Rig) -> Result<()> {
     rig.control.change(0, |control| control.flags |= control_flag::NAT);
     for (service, cell) in cells().into_iter().enumerate() {
         rig.put_vip(cell.vip_entry(service as u16))?;
-        rig.services.set(service as u32, cell.service_row());
+        let (length, cid_rotation) = cid(service).unwrap_or_default();
+        rig.services.set(service as u32, Service { server_id_len: length as u8, cid_rotation, ..cell.service_row() });
         let slot = |backend: u32| 1 + backend_slot(service, backend);
         let slots: Vec<RingSlot> = (0..RING)
             .map(|index| RingSlot {
@@ -96,6 +114,10 @@ pub fn set_up(rig: &mut Rig) -> Result<()> {
     for (slot, row) in backends().into_iter().enumerate() {
         rig.backends.set(slot as u32, row);
         let cell = cells()[usize::from(row.service)];
+        if cid(row.service.into()).is_some() {
+            let id = server_id(row.service.into(), slot as u32 % BACKENDS);
+            rig.put_vip(server_id_entry(row.service, &id, slot as u32))?;
+        }
         if cell.mode == Mode::Nat {
             let (kind, target) = (vip_kind::NAT_SOURCE, row.service.into());
             let protocol = cell.protocol.number();
@@ -158,10 +180,16 @@ pub enum Mistake {
     DrainingTakesNew,
     /// Leaves checksums as they are where addresses change.
     StaleChecksums,
+    /// Does not look at QUIC connection ids.
+    NoIds,
+    /// Takes ids of any configuration.
+    AnyRotation,
+    /// Believes the ids in every long header, made up by clients or not.
+    EveryLongHeader,
 }
 
 /// All of them.
-pub const MISTAKES: [Mistake; 15] = [
+pub const MISTAKES: [Mistake; 18] = [
     Mistake::OneTag,
     Mistake::NoOptions,
     Mistake::AnyLength,
@@ -177,6 +205,9 @@ pub const MISTAKES: [Mistake; 15] = [
     Mistake::NoHops,
     Mistake::DrainingTakesNew,
     Mistake::StaleChecksums,
+    Mistake::NoIds,
+    Mistake::AnyRotation,
+    Mistake::EveryLongHeader,
 ];
 
 /// What the fragments of a packet have in common.
@@ -296,7 +327,7 @@ impl Model {
             return Err(Outcome::DroppedMalformed);
         }
         let flags = if ip.protocol == 6 { frame.get(ip.payload + 13).copied() } else { None };
-        let backends = self.steer(service, ip, (source, destination), flags)?;
+        let backends = self.steer(service, ip, (source, destination), flags, self.named(frame, ip, service))?;
         if let Some((id, ..)) = ip.piece {
             self.fragments.insert(whose(ip, id), Onward::To(backends.clone()));
         }
@@ -383,14 +414,25 @@ impl Model {
         })
     }
 
-    /// The backends that the packet may go to: of a known flow, where that went; or else by the ring.
-    fn steer(&self, service: usize, ip: &Ip, ports: (u16, u16), flags: Option<u8>) -> Result<BTreeSet<u32>, Outcome> {
+    /// The backends that the packet may go to: of a known flow, where that went; or else the one that it names; or else by
+    /// the ring.
+    fn steer(
+        &self,
+        service: usize,
+        ip: &Ip,
+        ports: (u16, u16),
+        flags: Option<u8>,
+        named: Option<u32>,
+    ) -> Result<BTreeSet<u32>, Outcome> {
         let opens = flags.is_none_or(opens);
         let known = self.flows.get(&(service, ip.source, ports.0));
         match known {
             // A SYN on a known tuple goes where a new flow goes.
             Some(known) if !opens || flags.is_none() => return Ok(known.clone()),
             _ => {}
+        }
+        if let Some(backend) = named {
+            return Ok([backend_slot(service, backend)].into());
         }
         let [a, b] = if self.errs(Mistake::SwappedPorts) { [ports.1, ports.0] } else { [ports.0, ports.1] };
         let word = u32::from(a.to_be()) | u32::from(b.to_be()) << 16;
@@ -423,7 +465,7 @@ impl Model {
             // The flow was recorded before its first packet turned out to have no hop left.
             let flags = if ip.protocol == 6 { run.frame.get(ip.payload + 13).copied() } else { None };
             let stateless = flags.is_some_and(|flags| flags & (SYN | RST) != 0 && !opens(flags));
-            let steered = self.steer(service, ip, (client, port), flags);
+            let steered = self.steer(service, ip, (client, port), flags, self.named(&run.frame, ip, service));
             steered.ok().filter(|_| !stateless).unwrap_or_default()
         } else {
             BTreeSet::new()
@@ -452,8 +494,8 @@ fn way(frame: &[u8], at: usize) -> Way {
 
 /// Whether the packet, one for a service, went to a backend.
 fn sent_at_all(outcome: Outcome) -> bool {
-    use Outcome::{Adopted, Forwarded, NewFlow, RemembersOwner, Stateless};
-    matches!(outcome, NewFlow | Adopted | RemembersOwner | Forwarded | Stateless)
+    use Outcome::{Adopted, Forwarded, NamedById, NewFlow, RemembersOwner, Stateless};
+    matches!(outcome, NewFlow | Adopted | RemembersOwner | NamedById | Forwarded | Stateless)
 }
 
 /// Whether a segment with these flags opens a connection.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Mistake, Model};
+use super::{BACKENDS, Mistake, Model, cid, server_id};
 use crate::rig::Protocol;
 
 /// The IP header, as far as it matters.
@@ -132,6 +132,19 @@ impl Model {
         if self.errs(Mistake::NoFragments) { Ip { piece: None, ..ip } } else { ip }
     }
 
+    /// The backend that a datagram's QUIC connection id names.
+    pub(super) fn named(&self, frame: &[u8], ip: &Ip, service: usize) -> Option<u32> {
+        let (length, rotation) = cid(service).filter(|_| !self.errs(Mistake::NoIds))?;
+        let own = usize::from(number(frame.get(ip.payload + 4..ip.payload + 6)?));
+        let packet = frame.get(ip.payload + 8..frame.len().min(ip.payload + own))?;
+        let id = destination_id(packet, length, self.errs(Mistake::EveryLongHeader))?;
+        // Nothing that a server would take is shorter.
+        if id.len() < 17 || id[0] >> 5 != rotation && !self.errs(Mistake::AnyRotation) {
+            return None;
+        }
+        (0..BACKENDS).find(|&backend| id[1..=length] == server_id(service, backend))
+    }
+
     /// Whether the transport header agrees with the packet's length.
     pub(super) fn is_sound(&self, frame: &[u8], ip: &Ip) -> bool {
         let Some(length) = ip.length else { return false };
@@ -145,6 +158,18 @@ impl Model {
         let own = usize::from(header[12] >> 4) * 4;
         self.errs(Mistake::AnyTcpHeader) || own >= 20 && own <= length
     }
+}
+
+/// The id that a QUIC packet is to, if its server is known to have chosen it, and that it is long enough for a server's.
+fn destination_id(packet: &[u8], length: usize, every: bool) -> Option<&[u8]> {
+    let first = *packet.first()?;
+    if first < 0x80 {
+        return packet.get(1..);
+    }
+    let version = u32::from_be_bytes(packet.get(1..5)?.try_into().ok()?);
+    let handshake = [(1, 2), (0x6b33_43cf, 3)].contains(&(version, first >> 4 & 3));
+    let long = usize::from(*packet.get(5)?) > length;
+    if long && (handshake || every) { packet.get(6..) } else { None }
 }
 
 /// Two bytes in network order.

@@ -2,9 +2,9 @@
 
 use lb_common::hash;
 
-use super::{BACKENDS, backend_slot, cells};
+use super::{BACKENDS, backend_slot, cells, cid, server_id};
 use crate::{
-    packets::{Extension, Frame, Piece, Transport},
+    packets::{Extension, Frame, Piece, Transport, quic},
     rig::{CLIENT_MAC, Cell, Mode, OWN_MAC, Protocol},
 };
 
@@ -118,6 +118,9 @@ pub fn sound(random: &mut Random, cell: Cell) -> Frame {
     }
     frame.tags = (0..random.below(3)).map(|tag| 100 + tag as u16).collect();
     frame.payload = vec![0x5a; random.below(64) as usize];
+    if cell.protocol == Protocol::Udp && random.once_in(2) {
+        frame.payload = quic_packet(random, cell);
+    }
     if random.once_in(4) {
         frame.ip_options = vec![1; random.below(11) as usize * 4];
         frame.extensions = match random.below(3) {
@@ -135,4 +138,24 @@ pub fn sound(random: &mut Random, cell: Cell) -> Frame {
         frame.padding = vec![random.below(256) as u8; random.below(40) as usize];
     }
     frame
+}
+
+/// A packet of QUIC, to an id of one of the service's servers more often than not.
+fn quic_packet(random: &mut Random, cell: Cell) -> Vec<u8> {
+    let service = cells().iter().position(|other| *other == cell).unwrap_or(0);
+    let (_, rotation) = cid(service).unwrap_or((4, 0));
+    let rotation = if random.once_in(8) { random.below(8) as u8 } else { rotation };
+    let server = server_id(service, random.below(BACKENDS.into()) as u32);
+    let id = if random.once_in(8) {
+        (0..random.below(21)).map(|_| random.below(256) as u8).collect()
+    } else {
+        quic::id(rotation, &server)
+    };
+    let version = [quic::V1, quic::V2, 0][random.below(3) as usize];
+    let header = match random.below(4) {
+        0 => quic::Header::Short,
+        1 => quic::Header::Greased,
+        _ => quic::Header::Long(version, random.below(4) as u8),
+    };
+    quic::packet(header, &id)
 }

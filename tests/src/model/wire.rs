@@ -11,13 +11,14 @@ use super::{
 use crate::rig::{Action, CLIENT_MAC, INGRESS, Mode, OWN_MAC};
 
 /// How a packet of a flow may be counted.
-const OF_A_FLOW: [Outcome; 6] = [
+const OF_A_FLOW: [Outcome; 7] = [
     Outcome::Forwarded,
     Outcome::NewFlow,
     Outcome::Adopted,
     Outcome::Untracked,
     Outcome::Stateless,
     Outcome::RemembersOwner,
+    Outcome::NamedById,
 ];
 
 impl Model {

@@ -2,6 +2,7 @@
 //! Ebb's own code.
 
 mod check;
+pub mod quic;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -204,3 +204,18 @@ impl Cell {
         }
     }
 }
+
+/// The entry that finds a backend by its server id in QUIC connection ids.
+pub fn server_id_entry(service: u16, id: &[u8], backend: u32) -> VipEntry {
+    let mut bytes = [0; 16];
+    bytes[..id.len()].copy_from_slice(id);
+    let addr = Ipv6Addr::from(bytes);
+    VipEntry {
+        addr: IpAddr::from(addr).into(),
+        port: service,
+        protocol: 0,
+        kind: vip_kind::SERVER_ID,
+        target: backend,
+        pad: [0; 2],
+    }
+}

@@ -32,7 +32,7 @@ use lb_userspace::datapath::{
 };
 
 pub use self::{
-    cell::{CLIENT_MAC, Cell, MODES, Mode, OWN_MAC, PROTOCOLS, Protocol, backend_mac},
+    cell::{CLIENT_MAC, Cell, MODES, Mode, OWN_MAC, PROTOCOLS, Protocol, backend_mac, server_id_entry},
     clock::{now_ns, now_ticks, seconds},
     counters::{Counters, OUTCOME_STRIDE},
     mapped::Mapped,
@@ -204,8 +204,13 @@ impl Rig {
 
     /// Adds an entry to the published half of the VIP table.
     pub fn put_vip(&self, entry: VipEntry) -> Result<()> {
+        self.put_vip_for(entry, entry)
+    }
+
+    /// The same where a look-up of `sought` comes by, whatever the entry is.
+    pub fn put_vip_for(&self, entry: VipEntry, sought: VipEntry) -> Result<()> {
         let mask = self.sizes.vips - 1;
-        let hash = hash::vip(VIP_SEED, &entry.addr, entry.port, entry.protocol);
+        let hash = hash::vip(VIP_SEED, &sought.addr, sought.port, sought.protocol);
         let free = (0..VIP_PROBES)
             .map(|probe| hash.wrapping_add(probe) & mask)
             .find(|&row| self.vips.get(row).kind == vip_kind::EMPTY)

@@ -12,14 +12,15 @@ use crate::lab::Namespace;
 
 /// An event loop in a namespace. Every socket that its tasks open belongs there. Dropping it ends its tasks.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub struct Host {
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<Result<()>>>,
 }
 
 impl Host {
-    pub(crate) fn start(namespace: &Namespace) -> Result<Self> {
+    /// Starts one.
+    pub fn start(namespace: &Namespace) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let thread = namespace.spawn(move || {
@@ -33,12 +34,13 @@ impl Host {
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
     }
 
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Starts `task` on the host.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(task);
     }
 
     /// Runs `task` on the host and waits for its result.
-    pub(crate) fn call<T: Send + 'static>(&self, task: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    pub fn call<T: Send + 'static>(&self, task: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         let (tell, told) = mpsc::channel();
         self.spawn(async move {
             let _ = tell.send(task.await);

@@ -5,7 +5,7 @@ mod apart;
 mod client;
 mod datagrams;
 mod flood;
-pub(crate) mod host;
+mod host;
 mod receiver;
 mod server;
 mod wire;
@@ -16,6 +16,7 @@ pub use self::{
     client::{Client, Closer, Conversation, Group, Lasting},
     datagrams::DatagramGroup,
     flood::{forge_resets, syn_flood},
+    host::Host,
     receiver::{Post, Reaction, Receiver},
     server::{Server, Transport},
     wire::Name,

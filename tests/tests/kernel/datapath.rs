@@ -14,7 +14,7 @@ use ebb_tests::patient;
 use lb_userspace::{
     datapath::{
         BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, FlowFilter, Forward,
-        Mode, NextHop, OpenError, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
+        Mode, Named, NextHop, OpenError, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
     },
     net::links,
 };
@@ -54,6 +54,7 @@ fn service(vip: &str) -> ServiceConfig {
         on_drain_timeout: CutPolicy::Reset,
         affinity: None,
         per_datagram: false,
+        quic_cid: None,
         echo: Echo::Auto,
         announce: false,
     }
@@ -77,6 +78,7 @@ fn backend(address: &str, generation: u32) -> BackendConfig {
             source: None,
             vlan: None,
         }),
+        server_id: None,
     }
 }
 
@@ -97,7 +99,9 @@ fn a_restart_adopts_rows_and_rings_and_replaces_the_program() {
         first.put_service(ServiceSlot(0), &service("10.0.0.100:80")).unwrap();
         first.put_backend(BackendSlot(3), &backend("10.0.0.11", 5)).unwrap();
         first.put_ring(ServiceSlot(0), &ring(4_099, 3)).unwrap();
-        first.publish_vips(&[(ServiceSlot(0), &service("10.0.0.100:80"))], &BTreeSet::new(), &[]).unwrap();
+        first
+            .publish_vips(&[(ServiceSlot(0), &service("10.0.0.100:80"))], &BTreeSet::new(), &Named::default())
+            .unwrap();
         let deadline = clock::coarse_ns() + 60_000_000_000;
         first.set_backend_state(BackendSlot(3), BackendState::Draining, Some(deadline), CutPolicy::Reset).unwrap();
         let (_, old_program) = xdp_of("ebb0").unwrap();

@@ -15,11 +15,11 @@ use lb_common::{
 
 use ebb_tests::{
     lab::Family,
-    rig::{Cell, now_ns, now_ticks, seconds},
+    rig::{Cell, Protocol, now_ns, now_ticks, seconds, server_id_entry},
 };
 
 use crate::{
-    fixture::{B, B0, B3, Change},
+    fixture::{B, B0, B1, B2, B3, Change},
     judge::{Judge, SERVICE},
 };
 
@@ -78,6 +78,7 @@ impl Judge<'_> {
                 target: flags,
                 pad: [0; 2],
             })?,
+            Change::Neighbours => self.neighbours()?,
             Change::OtherFamily(b) => {
                 let family = if self.cell.family == Family::V4 { Family::V6 } else { Family::V4 };
                 let addr = Cell { family, ..self.cell }.backend(b.0).into();
@@ -88,9 +89,34 @@ impl Judge<'_> {
             Change::Fill => self.fill(),
             Change::Affinity(prefix, b) => self.affinity(prefix, b)?,
             Change::OtherHalf(b) => self.rig.put_ring(SERVICE, 1, &vec![slot(Some(b), None); RING])?,
+            Change::QuicCid(len, rotation) => self.quic_cid(len, rotation)?,
             Change::Share => self.share()?,
         }
         Ok(())
+    }
+
+    fn neighbours(&self) -> Result<()> {
+        let sought = VipEntry { port: 81_u16.to_be(), ..self.cell.vip_entry(SERVICE) };
+        let [low, high] = sought.addr.halves;
+        let other = if self.cell.protocol == Protocol::Tcp { Protocol::Udp } else { Protocol::Tcp };
+        for entry in [
+            VipEntry { protocol: other.number(), ..sought },
+            VipEntry { port: 82_u16.to_be(), ..sought },
+            VipEntry { addr: Addr { halves: [!low, high] }, ..sought },
+            VipEntry { addr: Addr { halves: [low, !high] }, ..sought },
+            VipEntry { kind: vip_kind::SERVER_ID, ..sought },
+        ] {
+            self.rig.put_vip_for(entry, sought)?;
+        }
+        Ok(())
+    }
+
+    fn quic_cid(&self, len: u8, rotation: u8) -> Result<()> {
+        self.rig.services.change(SERVICE.into(), |row| (row.server_id_len, row.cid_rotation) = (len, rotation));
+        [B0, B1, B2].into_iter().try_for_each(|b| {
+            let id = b.server_id(len);
+            self.rig.put_vip(server_id_entry(SERVICE, &id, b.slot()))
+        })
     }
 
     fn service_flag(&self, flag: u8) {

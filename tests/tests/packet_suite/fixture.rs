@@ -25,6 +25,8 @@ pub struct B(pub u8);
 pub const B0: B = B(0);
 /// Another, on the clients' link.
 pub const B1: B = B(1);
+/// A third.
+pub const B2: B = B(2);
 /// What [`B0`] is to the second service, see [`Change::Share`].
 pub const B3: B = B(3);
 
@@ -118,6 +120,9 @@ pub enum Change {
     PerDatagram,
     /// The VIP is known whatever the port, with these flags of `address_flag`.
     Address(u32),
+    /// Where the VIP's port 81 would stand in the VIP table there are the service's entries for what differs from it in one
+    /// thing each: the protocol, the port, the address in either half, the kind.
+    Neighbours,
     /// The backend's address is of the other family.
     OtherFamily(B),
     /// The backend's slot is another service's.
@@ -130,6 +135,9 @@ pub enum Change {
     Affinity(u8, B),
     /// The other half of the service's ring is published; every slot in it is that backend's.
     OtherHalf(B),
+    /// The service looks at QUIC connection ids: so many bytes of them are a server's id, in that configuration. A backend's
+    /// is [`B::server_id`].
+    QuicCid(u8, u8),
     /// A second service, on the VIP's port 81, has the first one's endpoints for its backends too; [`B3`] is [`B0`]'s.
     Share,
 }

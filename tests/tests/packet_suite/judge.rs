@@ -33,6 +33,15 @@ impl B {
     pub fn slot(self) -> u32 {
         FIRST + u32::from(self.0)
     }
+
+    /// Its id in QUIC connection ids: all differ in the last byte only.
+    pub fn server_id(self, len: u8) -> Vec<u8> {
+        let mut id = vec![0x5e; len.into()];
+        if let Some(last) = id.last_mut() {
+            *last = 0x70 + self.0;
+        }
+        id
+    }
 }
 
 /// Runs the fixture on emptied maps; what became of its packets, by the program's own counters.
@@ -101,7 +110,9 @@ impl Judge<'_> {
             Step::Send(input, expect) => {
                 let (frame, bytes) = input.realise(self.cell);
                 self.send(&frame, &bytes, expect, input.crowded)?;
-                if let (Outcome::NewFlow | Outcome::Adopted, Outcomes::To(backend)) = (expect.outcome, expect.result) {
+                if let (Outcome::NewFlow | Outcome::Adopted | Outcome::NamedById, Outcomes::To(backend)) =
+                    (expect.outcome, expect.result)
+                {
                     self.replied.retain(|other| *other != backend);
                 }
                 Ok(Some(expect.outcome))

@@ -20,6 +20,7 @@ mod matrix;
 mod nat;
 mod options;
 mod output;
+mod quic;
 mod table;
 
 use std::{
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         icmp::all(),
         nat::all(),
         options::all(),
+        quic::all(),
         decap::all(),
         kernel::all(),
     ]

@@ -77,6 +77,7 @@ fn impossible(outcome: Outcome, cell: Cell) -> Option<&'static str> {
         | Outcome::DroppedFragment => None,
         Outcome::Adopted => unless(tcp, "any datagram opens a flow: there is no middle of one to adopt"),
         Outcome::RemembersOwner => unless(tcp, "a datagram of a forgotten flow is a new flow, and goes elsewhere"),
+        Outcome::NamedById => unless(!tcp, "TCP has no connection ids"),
         Outcome::Reply => unless(nat, "replies do not come this way"),
         Outcome::Decapsulated => unless(tunnel, "there is no tunnel"),
         Outcome::ResetSent => unless(tcp, "only TCP has resets"),

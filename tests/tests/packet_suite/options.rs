@@ -71,6 +71,14 @@ fn rings() -> Vec<Fixture> {
 
 fn tables() -> Vec<Fixture> {
     vec![
+        Fixture::new(
+            "entries like the one looked for",
+            "What differs in one thing, be it the protocol alone, is not it.",
+        )
+        .set(Change::Neighbours)
+        .send(open().port(81), pass(Outcome::NotForService))
+        .send(open(), opens_to(B0))
+        .flows(&[flow(B0, 0)]),
         Fixture::new("the flow table is full", "New flows go on by the hash alone; no established flow makes room.")
             .send(open(), opens_to(B0))
             .answered(B0)

@@ -117,7 +117,11 @@ impl Balancer {
             return Ok(spec);
         }
         let check_changed = spec.health != before.health;
+        let ids = self.services[at].ids_for(&spec)?;
         self.services[at].spec = spec.clone();
+        for (entry, id) in self.services[at].backends.iter_mut().zip(ids) {
+            entry.assigned_id = id;
+        }
         if check_changed {
             for backend in 0..self.services[at].backends.len() {
                 self.step(at, backend, Event::CheckChanged, now);
@@ -189,12 +193,14 @@ impl Balancer {
                 spec.address, other.spec.name
             )));
         }
+        let assigned_id = in_use.id_for(&spec, None)?;
         let (slot, generation) = self.backend_slots.allocate(limits.backends, now.mono_ns).ok_or_else(|| {
             Error::Refused(format!("there is no room for another backend: {} is the limit", limits.backends))
         })?;
         let name = spec.name.clone();
         self.services[at].backends.push(Entry {
             spec,
+            assigned_id,
             slot: BackendSlot(slot),
             generation,
             machine: Backend::new(now),
@@ -215,16 +221,28 @@ impl Balancer {
     /// Changes a backend.
     pub fn set_backend(&mut self, service: &str, name: &str, patch: &BackendPatch, now: Now) -> Result<(), Error> {
         let (at, backend) = self.find_backend(service, name)?;
-        let Some(weight) = patch.weight else {
-            return Ok(());
+        let service = &self.services[at];
+        let before = &service.backends[backend].spec;
+        let spec = BackendSpec {
+            weight: patch.weight.unwrap_or(before.weight),
+            server_id: patch.server_id.unwrap_or(before.server_id),
+            ..before.clone()
         };
-        validate::weight(weight)?;
-        if self.services[at].backends[backend].spec.weight != weight {
-            self.services[at].backends[backend].spec.weight = weight;
-            self.services[at].refresh_members();
-            self.tell_of(EventKind::BackendChanged, at, backend, now);
-            self.settle(at, now);
+        if spec == *before {
+            return Ok(());
         }
+        validate::backend(&service.spec, &spec)?;
+        let reweighted = spec.weight != before.weight;
+        if spec.server_id != before.server_id {
+            let assigned_id = service.id_for(&spec, Some(backend))?;
+            self.services[at].backends[backend].assigned_id = assigned_id;
+        }
+        self.services[at].backends[backend].spec = spec;
+        if reweighted {
+            self.services[at].refresh_members();
+        }
+        self.tell_of(EventKind::BackendChanged, at, backend, now);
+        self.settle(at, now);
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::{
         Error,
         advisor::Lengths,
         model::{BackendSpec, MaxOut, Protocol, ServiceSpec, State, WhenUnhealthy},
+        quic::{QuicCid, ServerId},
         ring::{Entrant, Member, Ring, member_key},
     },
     datapath::{
@@ -53,6 +54,9 @@ pub struct Service {
 pub struct Entry {
     /// What was asked for.
     pub spec: BackendSpec,
+    /// Its server id, where it needs one and was given none.
+    #[serde(default)]
+    pub assigned_id: Option<ServerId>,
     /// Its row.
     pub slot: BackendSlot,
     /// Tells it from the row's earlier holders.
@@ -283,6 +287,7 @@ impl Service {
             on_drain_timeout: self.spec.on_drain_timeout,
             affinity: self.spec.affinity.map(|affinity| affinity.prefix.unwrap_or(whole)),
             per_datagram: self.spec.per_datagram,
+            quic_cid: self.spec.quic_cid.map(QuicCid::format),
             echo: self.spec.echo,
             announce: self.spec.announce,
         }
@@ -301,6 +306,7 @@ impl Service {
             on_timeout: self.cut_policy(entry),
             cut_window: drain.map_or(Duration::ZERO, |_| self.spec.cut_window_s.0),
             next_hop: entry.next_hop,
+            server_id: self.server_id(entry).map(ServerId::padded),
         }
     }
 

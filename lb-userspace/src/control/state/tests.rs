@@ -1,4 +1,5 @@
 mod hold;
+mod ids;
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -292,7 +293,7 @@ fn perform(world: &mut World, deed: Deed) {
         Deed::Resolve(who, found) => world.resolve(who, found),
         Deed::Check(who, passed) => world.check(who, passed),
         Deed::Weigh(who, weight) => {
-            let patch = BackendPatch { weight: Some(weight) };
+            let patch = BackendPatch { weight: Some(weight), ..BackendPatch::default() };
             let _ = world.balancer.set_backend("web", &name(who), &patch, now);
         }
         Deed::Advance(seconds) => world.advance(seconds),

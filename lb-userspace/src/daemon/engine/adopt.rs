@@ -81,6 +81,7 @@ impl Engine {
             on_timeout: CutPolicy::Reset,
             cut_window: std::time::Duration::ZERO,
             next_hop: None,
+            server_id: None,
         };
         self.written.backends.insert(slot, unknown);
         self.retiring.push(Work::Retire(slot, generation));

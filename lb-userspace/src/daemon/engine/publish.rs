@@ -9,9 +9,7 @@ use crate::{
         slots::REST_NS,
         state::{balancer::Work, service::Service},
     },
-    datapath::{
-        BackendConfig, BackendSlot, BackendState, Datapath, DatapathError, NatEndpoint, ServiceConfig, ServiceSlot,
-    },
+    datapath::{BackendConfig, BackendSlot, BackendState, Datapath, DatapathError, Named, ServiceConfig, ServiceSlot},
 };
 
 /// So many freed rows' flows are cleared between two looks: each walks the whole table.
@@ -58,6 +56,7 @@ impl Engine {
             write_row(self.datapath.as_mut(), entry.slot, written, &wanted)?;
             let newcomer = written.is_none_or(|written| written.generation != wanted.generation);
             self.written.vips_stale |= newcomer && service.nat_endpoints().next().is_some();
+            self.written.vips_stale |= written.and_then(|written| written.server_id) != wanted.server_id;
             self.written.backends.insert(entry.slot, wanted);
         }
         publish_ring(self.datapath.as_mut(), service)
@@ -68,9 +67,12 @@ impl Engine {
             self.balancer.services.iter().map(|service| (service.slot, service.config())).collect();
         let services: Vec<(ServiceSlot, &ServiceConfig)> =
             configs.iter().map(|(slot, config)| (*slot, config)).collect();
-        let nat: Vec<NatEndpoint> = self.balancer.services.iter().flat_map(Service::nat_endpoints).collect();
+        let named = Named {
+            nat: self.balancer.services.iter().flat_map(Service::nat_endpoints).collect(),
+            ids: self.balancer.services.iter().flat_map(Service::server_ids).collect(),
+        };
         let own = self.own_vips();
-        self.datapath.publish_vips(&services, &own, &nat)?;
+        self.datapath.publish_vips(&services, &own, &named)?;
         self.written.own = own;
         self.written.vips_stale = false;
         self.announce_new();
@@ -159,6 +161,8 @@ fn write_row(
         deadline_ns: wanted.deadline_ns,
         on_timeout: wanted.on_timeout,
         next_hop: wanted.next_hop,
+        // It is no part of the row.
+        server_id: wanted.server_id,
         ..written.clone()
     };
     if in_place != *wanted {

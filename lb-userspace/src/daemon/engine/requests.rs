@@ -251,7 +251,8 @@ impl Engine {
 
     fn backend_status(&self, service: &str, name: &str) -> Result<BackendStatus, Error> {
         let (at, backend) = self.balancer.find_backend(service, name)?;
-        Ok(view::backend(&self.balancer.services[at].backends[backend], self.now()))
+        let service = &self.balancer.services[at];
+        Ok(view::backend(service, &service.backends[backend], self.now()))
     }
 
     fn apply(&mut self, wanted: &[WantedService], dry_run: bool) -> Result<ApplyReport, Error> {
