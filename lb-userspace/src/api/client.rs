@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     error::{ErrorBody, ErrorDocument},
+    extract::BODY_LIMIT,
     transport::{Place, Server},
 };
 
@@ -40,6 +41,9 @@ pub enum ClientError {
     /// The daemon answered, with an error.
     #[error("{}", .0.message)]
     Refused(ErrorBody),
+    /// More than a daemon takes at once, which would close the connection in the middle of it.
+    #[error("that makes {} MiB of JSON, and a daemon takes at most {} at once: configure less at a time", .0 >> 20, BODY_LIMIT >> 20)]
+    TooLong(usize),
     /// The conversation failed half-way, or what came back makes no sense.
     #[error("{action}: {cause}")]
     Broken {
@@ -123,7 +127,12 @@ impl Client {
         body: Option<&(impl Serialize + Sync)>,
     ) -> Result<Response<Incoming>, ClientError> {
         let action = format!("{method} {path}");
-        let request = self.build(method, path, body).map_err(|cause| ClientError::broken(action.clone(), &cause))?;
+        let bytes = body.map(serde_json::to_vec).transpose();
+        let bytes = bytes.map_err(|error| ClientError::broken(action.clone(), &error))?;
+        if let Some(bytes) = bytes.as_ref().filter(|bytes| bytes.len() > BODY_LIMIT) {
+            return Err(ClientError::TooLong(bytes.len()));
+        }
+        let request = self.build(method, path, bytes).map_err(|error| ClientError::broken(action.clone(), &error))?;
         let stream = self.place.connect().await.map_err(|source| self.unreachable(source))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -142,19 +151,20 @@ impl Client {
         Err(refusal(&action, answer).await)
     }
 
-    fn build(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Request<Full<Bytes>>, String> {
+    fn build(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.place.host());
         if let Some(revision) = &self.if_match {
             request = request.header(header::IF_MATCH, revision);
         }
-        let bytes = match body {
-            Some(body) => {
-                request = request.header(header::CONTENT_TYPE, "application/json");
-                serde_json::to_vec(body).map_err(|error| error.to_string())?
-            }
-            None => Vec::new(),
-        };
-        request.body(Full::new(Bytes::from(bytes))).map_err(|error| error.to_string())
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request.body(Full::new(Bytes::from(body.unwrap_or_default())))
     }
 
     /// A request was not answered. What the connection died of may be known to the request, or only to the connection.
@@ -263,6 +273,15 @@ mod tests {
         assert_eq!(take_event(&mut pending).as_deref(), Some("{\"a\":1}"));
         assert_eq!(take_event(&mut pending), None);
         assert_eq!(pending, b"data: tail");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_no_daemon_takes_is_not_sent() {
+        let client = Client::new("/nowhere/ebb.sock");
+        let error = client.call::<serde_json::Value>(Method::PUT, "/v1/config", Some(&"x".repeat(BODY_LIMIT))).await;
+        let error = error.expect_err("too long");
+        let said = error.to_string();
+        assert!(said.contains("64 MiB of JSON") && said.contains("at most 64"), "{said}");
     }
 
     #[tokio::test]

@@ -65,7 +65,10 @@ impl From<ClientError> for Failure {
         let exit = match &error {
             ClientError::NoDaemon { .. } => Exit::NoDaemon,
             // What is malformed never gets as far as the daemon: what it refuses makes no sense as things stand.
-            ClientError::Refused(_) | ClientError::Distrust(_) | ClientError::Broken { .. } => Exit::Failed,
+            ClientError::Refused(_)
+            | ClientError::Distrust(_)
+            | ClientError::TooLong(_)
+            | ClientError::Broken { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }
