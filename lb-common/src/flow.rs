@@ -35,6 +35,8 @@ pub mod flow_flag {
     pub const REPLY_SEEN: u16 = 1 << 13;
     /// Both directions pass through here, so that the end is seen exactly.
     pub const BOTH_WAYS: u16 = 1 << 14;
+    /// Cut for its silence: with [`CUT`].
+    pub const SILENT: u16 = 1 << 15;
 
     /// Both FINs are acknowledged.
     pub const BOTH_FINS_ACKED: u16 = CLIENT_FIN_ACKED | SERVER_FIN_ACKED;

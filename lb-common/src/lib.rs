@@ -22,6 +22,7 @@ pub mod outcome;
 pub mod quic;
 pub mod ring;
 pub mod service;
+pub mod tally;
 pub mod tcp;
 pub mod time;
 pub mod vlan;
@@ -55,10 +56,12 @@ pub mod map_name {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// Where the fragments of a datagram go (LRU hash).
     pub const FRAGMENTS: &str = "FRAGMENTS";
-
+    /// [`crate::tally::FlowTally`] rows, one per entry of the flow table if they are counted, else one. Pinned too, but replaced by a
+    /// load that wants another size.
+    pub const TALLIES: &str = "TALLIES";
     /// MAC addresses of the interfaces by their index (hash).
     pub const LINKS: &str = "LINKS";
 
-    /// All of the above but [`LINKS`]: what is pinned and outlives a load of the program. Other maps of the object belong to one load.
+    /// All of the above but [`TALLIES`] and [`LINKS`]: what is pinned and outlives a load of the program. Other maps of the object belong to one load.
     pub const ALL: [&str; 10] = [CONTROL, VIPS, SERVICES, BACKENDS, RINGS, FLOWS, PEERS, STATS, OUTCOMES, FRAGMENTS];
 }

@@ -98,6 +98,11 @@ outcomes! {
 /// How many outcomes there are.
 pub const OUTCOMES: u32 = Outcome::ALL.len() as u32;
 
+/// A counter beside those of outcomes: flows that the packet path took out of the table by itself, so that nobody can log them.
+pub const UNTOLD: u32 = 63;
+
+const _: () = assert!(OUTCOMES <= UNTOLD);
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

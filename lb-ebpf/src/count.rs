@@ -1,13 +1,17 @@
 //! Counters. Each CPU has its own rows, so plain additions do.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use lb_common::{control::Control, outcome::Outcome};
+use lb_common::{
+    control::Control,
+    flow::flow_flag,
+    outcome::{Outcome, UNTOLD},
+};
 
 use crate::maps::{OUTCOMES, STATS};
 
 /// Counters of one CPU in `OUTCOMES`.
 const OUTCOME_STRIDE: u32 = 64;
-const _: () = assert!(lb_common::outcome::OUTCOMES <= OUTCOME_STRIDE);
+const _: () = assert!(UNTOLD < OUTCOME_STRIDE);
 
 #[inline(always)]
 fn cpu() -> u32 {
@@ -18,7 +22,21 @@ fn cpu() -> u32 {
 /// Counts what became of a packet.
 #[inline(always)]
 pub fn outcome(outcome: Outcome) {
-    if let Some(counter) = OUTCOMES.get_ptr_mut(cpu() * OUTCOME_STRIDE + outcome as u32) {
+    one(outcome as u32);
+}
+
+/// Counts a flow with these flags that is taken out of the table here, unless it never was one.
+#[inline(always)]
+pub fn untold(flags: u16) {
+    const UNPROVEN: u16 = flow_flag::PROVISIONAL | flow_flag::CANDIDATE;
+    if flags & (flow_flag::ESTABLISHED | UNPROVEN) == flow_flag::ESTABLISHED {
+        one(UNTOLD);
+    }
+}
+
+#[inline(always)]
+fn one(number: u32) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(cpu() * OUTCOME_STRIDE + number) {
         // SAFETY: a word of a map's value that only this CPU writes, and the program is not re-entered on it.
         unsafe { *counter += 1 };
     }

@@ -32,6 +32,7 @@ mod scratch;
 mod services;
 mod slow;
 mod steer;
+mod tally;
 mod too_big;
 mod track;
 
@@ -221,6 +222,7 @@ fn send(arrival: &Arrival<'_>, decision: Decision) -> Result<Sent, Outcome> {
         return Ok(sent);
     }
     count::sent(arrival.control, backend, arrival.ip.len, matches!(outcome, Outcome::NewFlow));
+    tally::count(entry, arrival.ip.len, tally::CLIENT);
     Ok(Sent { ifindex: sent.ifindex, outcome })
 }
 

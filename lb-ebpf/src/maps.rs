@@ -10,6 +10,7 @@ use lb_common::{
     control::{Control, PEERS as PEER_ROWS, PeerRow},
     flow::FlowEntry,
     service::{Service, VipEntry},
+    tally::FlowTally,
 };
 
 use crate::fragment::{FragmentKey, FragmentOwner};
@@ -39,6 +40,9 @@ pub static RINGS: ArrayOfMaps<Ring, 4> = ArrayOfMaps::new();
 /// The flow table.
 #[btf_map]
 pub static FLOWS: Array<FlowEntry, 64, MMAPABLE> = Array::new();
+/// What each entry's flow has carried, if that is counted: see [`crate::tally`].
+#[btf_map]
+pub static TALLIES: Array<FlowTally, 1, MMAPABLE> = Array::new();
 /// Link-layer peers: see `lb_common::control::Peer`.
 #[btf_map]
 pub static PEERS: Array<PeerRow, { PEER_ROWS as usize }, MMAPABLE> = Array::new();

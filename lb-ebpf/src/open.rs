@@ -9,12 +9,14 @@ use lb_common::{
 };
 
 use crate::{
+    count,
     entry::FlowMap,
     maps::{CONTROL, SERVICES},
     nat_port::{self, TAKEN},
     peers,
     scratch::{self, Decision, NONE, New, Request},
     steer::{self, Choice},
+    tally,
     track::Place,
 };
 
@@ -74,6 +76,9 @@ pub extern "C" fn ebb_choose() -> u32 {
         peer: peers::row_of(request.source_mac, request.own_mac, request.ingress),
         nat_port: 0,
     };
+    if let Some(replaced) = FlowMap.at(scratch.new.replaces) {
+        count::untold(replaced.meta().flags());
+    }
     let outcome = choice.outcome;
     scratch.decision = Decision { backend: choice.backend, entry: NONE, outcome, cut: false, silent: false };
     if service.forward == forward::NAT { CHOSEN_NAT } else { CHOSEN }
@@ -148,6 +153,7 @@ fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
         if index == NONE {
             return NONE;
         }
+        tally::begin(index);
         hop = flow_table::after_claim(FlowMap, place.geometry, place.home, hop, index);
         match flow_table::insert(FlowMap, place.geometry, place.home, hop, index, (&place.key, init), old) {
             Insert::Done => return index,
@@ -270,6 +276,7 @@ fn evict(index: u32, now: u32) -> u32 {
     if meta.life() as u16 != Life::Linked as u16 || rank == 0 || !flow_table::condemn(entry, meta, now) {
         return NONE;
     }
+    count::untold(meta.flags());
     let geometry = control.geometry();
     let home = geometry.home(entry.key().hash(&control.table_keys));
     if !flow_table::unlink(FlowMap, geometry, home, index) {

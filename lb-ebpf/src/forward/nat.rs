@@ -28,7 +28,7 @@ use crate::{
     rare,
     rewrite::{self, Side, Translation},
     scratch::{self, NONE, NatQuery},
-    services, steer, too_big,
+    services, steer, tally, too_big,
     track::Place,
 };
 
@@ -113,9 +113,9 @@ pub extern "C" fn ebb_reply(ctx: *mut xdp_md, frame: u32, entry: u32) -> u64 {
 }
 
 #[inline(always)]
-fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sent, Outcome> {
+fn outbound<F: Family>(packet: &Packet, offset: usize, index: u32) -> Result<Sent, Outcome> {
     let ip = F::parse(packet, offset)?;
-    let entry = FlowMap.at(entry).ok_or(Outcome::NotForService)?;
+    let entry = FlowMap.at(index).ok_or(Outcome::NotForService)?;
     let key = entry.key();
     let service = SERVICES.get(key.service() as u32).ok_or(Outcome::NotForService)?;
     if ip.fragment.is(Part::First)
@@ -128,7 +128,9 @@ fn outbound<F: Family>(packet: &Packet, offset: usize, entry: u32) -> Result<Sen
     }
     let to = Translation { side: Side::Source, addr: service.vip, port: service.port, other_port: key.port() };
     rewrite::translate::<F>(packet, &ip, to)?;
-    to_peer(packet, offset, entry.peer(), Outcome::Reply)
+    let sent = to_peer(packet, offset, entry.peer(), Outcome::Reply)?;
+    tally::count(index, ip.len, tally::SERVER);
+    Ok(sent)
 }
 
 /// Packets of up to this many bytes pass unasked: every host must take them (RFC 791, section 3.1).

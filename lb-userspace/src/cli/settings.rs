@@ -56,6 +56,7 @@ impl Settings {
                 interfaces: interfaces.clone(),
                 mode: mode(args.mode.or(file.mode)),
                 max_flows: args.max_flows.or(file.max_flows).unwrap_or(defaults.max_flows),
+                count_flows: file.flow_log.is_some(),
                 pin_path: pin_path.cloned().unwrap_or(defaults.pin_path),
                 ..defaults
             },

@@ -100,6 +100,8 @@ struct Written<'a> {
     backend_address: BackendAddress,
     packets: Option<u64>,
     bytes: Option<u64>,
+    reply_packets: Option<u64>,
+    reply_bytes: Option<u64>,
     ended: Ended,
 }
 
@@ -337,6 +339,8 @@ impl Writer {
 
 impl Line {
     fn written(&self) -> Written<'_> {
+        let carried = self.flow.carried;
+        let replies = carried.filter(|_| self.flow.both_ways);
         let lasted = self.flow.flow.last_seen_ns.saturating_sub(self.flow.flow.created_ns);
         Written {
             start: self.start,
@@ -348,9 +352,10 @@ impl Line {
             service: &self.name.service,
             backend: &self.name.backend,
             backend_address: self.name.address,
-            // An entry of the flow table is one cache line, and full: there is no room to count in.
-            packets: None,
-            bytes: None,
+            packets: carried.map(|carried| carried.packets),
+            bytes: carried.map(|carried| carried.bytes),
+            reply_packets: replies.map(|carried| carried.reply_packets),
+            reply_bytes: replies.map(|carried| carried.reply_bytes),
             ended: self.ended,
         }
     }
@@ -359,7 +364,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{FlowRecord, FlowState, Protocol, ServiceSlot};
+    use crate::datapath::{Carried, FlowRecord, FlowState, Protocol, ServiceSlot};
 
     fn named(log: &mut FlowLog) {
         let name = Name {
@@ -382,7 +387,8 @@ mod tests {
             created_ns: 1_000_000_000,
             last_seen_ns: 3_500_000_000,
         };
-        LoggedFlow { flow, end }
+        let carried = Carried { packets: 5, bytes: 300, reply_packets: 4, reply_bytes: 900 };
+        LoggedFlow { flow, carried: Some(carried), both_ways: port.is_multiple_of(2), end }
     }
 
     fn open(path: PathBuf) -> FlowLog {
@@ -414,7 +420,7 @@ mod tests {
         log.take(vec![flow(40_000, FlowEnd::Fin), flow(40_001, FlowEnd::Cut)], 3, now());
         log.note_cut(BackendSlot(1), 7, true);
         let stranger = FlowRecord { generation: 8, ..flow(1, FlowEnd::Fin).flow };
-        log.take(vec![flow(40_002, FlowEnd::Cut), LoggedFlow { flow: stranger, end: FlowEnd::Fin }], 0, now());
+        log.take(vec![flow(40_002, FlowEnd::Cut), LoggedFlow { flow: stranger, ..flow(1, FlowEnd::Fin) }], 0, now());
         settle(&log);
         assert_eq!(log.status(), FlowLogStatus { written: 3, lost: 4 });
         drop(log);
@@ -422,8 +428,9 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
-            r#"{"start":"2026-01-01T00:00:01Z","end":"2026-01-01T00:00:03.5Z","duration_s":2.5,"protocol":"tcp","client":"192.0.2.1:40000","vip":"10.0.0.100:80/tcp","service":"web","backend":"b1","backend_address":"10.0.0.11","packets":null,"bytes":null,"ended":"fin"}"#
+            r#"{"start":"2026-01-01T00:00:01Z","end":"2026-01-01T00:00:03.5Z","duration_s":2.5,"protocol":"tcp","client":"192.0.2.1:40000","vip":"10.0.0.100:80/tcp","service":"web","backend":"b1","backend_address":"10.0.0.11","packets":5,"bytes":300,"reply_packets":4,"reply_bytes":900,"ended":"fin"}"#
         );
+        assert!(lines[1].contains(r#""packets":5,"bytes":300,"reply_packets":null,"reply_bytes":null,"#), "{text}");
         assert!(
             lines[1].ends_with(r#""ended":"cut_by_drain"}"#) && lines[2].ends_with(r#""ended":"unhealthy"}"#),
             "{text}"

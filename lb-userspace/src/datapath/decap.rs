@@ -32,7 +32,13 @@ impl Decap {
         let cpus = aya::util::nr_cpus()
             .map_err(|(_, source)| OpenError::Refused { action: "cannot count the CPUs".into(), source })?;
         // The balancer's maps are in the same object. Here they are never looked into, but for the counters.
-        let sizes = Sizes { flow_slots: 1, backends: 1, services: 1, cpus: u32::try_from(cpus).unwrap_or(u32::MAX) };
+        let sizes = Sizes {
+            flow_slots: 1,
+            backends: 1,
+            services: 1,
+            tallies: false,
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        };
         let (program, ebpf) = program::load_alone(program::DECAPSULATOR, &sizes)?;
         let (xdp, fd) = attach::attach(program.as_fd(), link, mode)?;
         let info = InterfaceInfo { name: link.name.clone(), ifindex: link.index, mode: xdp.name().to_owned() };

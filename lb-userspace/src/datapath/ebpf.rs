@@ -47,6 +47,8 @@ pub struct Options {
     pub max_services: u16,
     /// Where to pin; its own directory.
     pub pin_path: PathBuf,
+    /// Whether each flow's packets and bytes are counted.
+    pub count_flows: bool,
     /// What the program logs: 0 nothing, 1 errors … 5 everything.
     pub log_level: u8,
 }
@@ -60,6 +62,7 @@ impl Default for Options {
             max_backends: 131_072,
             max_services: 4_096,
             pin_path: pins::default_pin_path(),
+            count_flows: false,
             log_level: 2,
         }
     }
@@ -77,6 +80,7 @@ impl Options {
             backends: self.max_backends.max(1),
             services: u32::from(self.max_services.max(1)),
             cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            tallies: self.count_flows,
         })
     }
 }
@@ -104,6 +108,8 @@ pub struct EbpfDatapath {
     pub(super) tallies: Vec<Tally>,
     /// Where flows that are over are kept for the log, where there is one.
     pub(super) tap: Option<Tap>,
+    /// Flows that the packet path has taken out of the table, as far as the log has been told of them.
+    pub(super) untold: u64,
     log: Option<ProgramLog>,
 }
 
@@ -127,7 +133,7 @@ impl EbpfDatapath {
         let plan = attach::plan(&pins, &options.interfaces, &known)?;
         let sizes = options.sizes()?;
         let Loaded { program, id, mut ebpf, fresh, mut undo } = program::load(&pins, &sizes, options.log_level)?;
-        let maps = Maps::open(&pins, sizes.cpus, fresh)?;
+        let maps = Maps::open(&pins, sizes.cpus, fresh, sizes.tallies)?;
         if let Some(found) = clock::jiffies(&mut ebpf) {
             maps.set_control(|control| {
                 control.jiffies_offset_ns = found.offset_ns;
@@ -154,6 +160,7 @@ impl EbpfDatapath {
             highest_backend: 0,
             tallies: Vec::new(),
             tap: None,
+            untold: 0,
             log: take_log(&mut ebpf),
             maps,
             pins,

@@ -14,6 +14,7 @@ use lb_common::{
     hash::TABLE_KEYS,
     map_name,
     service::{Service, VipEntry},
+    tally::FlowTally,
 };
 
 use super::{
@@ -27,7 +28,7 @@ use super::{
 /// Room in the counters for each CPU, in outcomes.
 pub(crate) const OUTCOME_STRIDE: u32 = 64;
 
-const _: () = assert!(lb_common::outcome::OUTCOMES <= OUTCOME_STRIDE);
+const _: () = assert!(lb_common::outcome::UNTOLD < OUTCOME_STRIDE);
 
 /// Rows of the flow table's map behind those of its entries: one, see [`Maps::flows_were_wiped`].
 const WATCH_ROWS: u32 = 1;
@@ -41,6 +42,8 @@ pub(crate) struct Sizes {
     pub(crate) backends: u32,
     pub(crate) services: u32,
     pub(crate) cpus: u32,
+    /// Whether each flow's packets are counted.
+    pub(crate) tallies: bool,
 }
 
 impl Sizes {
@@ -70,6 +73,8 @@ pub(crate) struct Maps {
     pub(crate) peers: Mapped<PeerRow>,
     pub(crate) stats: Mapped<BackendStats>,
     pub(crate) outcomes: Mapped<u64>,
+    /// What each entry's flow has carried, if that is counted.
+    tallies: Option<Mapped<FlowTally>>,
     pub(crate) cpus: u32,
     /// What never changes while the table lives.
     settings: Control,
@@ -77,7 +82,7 @@ pub(crate) struct Maps {
 
 impl Maps {
     /// Opens the pinned maps. Those of a `fresh` datapath are given their settings.
-    pub(crate) fn open(pins: &Pins, cpus: u32, fresh: bool) -> Result<Self, OpenError> {
+    pub(crate) fn open(pins: &Pins, cpus: u32, fresh: bool, counting: bool) -> Result<Self, OpenError> {
         let control = mapped::<Control>(pins, map_name::CONTROL)?;
         let flows = mapped::<FlowEntry>(pins, map_name::FLOWS)?;
         let backends = mapped::<Backend>(pins, map_name::BACKENDS)?;
@@ -97,6 +102,7 @@ impl Maps {
             peers: mapped(pins, map_name::PEERS)?,
             stats: mapped(pins, map_name::STATS)?,
             outcomes: mapped(pins, map_name::OUTCOMES)?,
+            tallies: if counting { Some(mapped(pins, map_name::TALLIES)?) } else { None },
             cpus,
             settings,
         };
@@ -124,6 +130,7 @@ impl Maps {
             view: flows::View::new(self.flows.words(), self.settings.flow_slots),
             geometry: self.settings.geometry(),
             keys: &self.settings.table_keys,
+            tallies: self.tallies.as_ref(),
         }
     }
 

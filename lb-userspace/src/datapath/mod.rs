@@ -336,11 +336,28 @@ pub enum FlowEnd {
     Cut,
 }
 
+/// What a flow has carried. Bytes are those of IP packets as they came in; later fragments of a packet are not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The client's packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The backend's packets, where replies pass through here.
+    pub reply_packets: u64,
+    /// Their bytes.
+    pub reply_bytes: u64,
+}
+
 /// A flow that is over, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggedFlow {
     /// The flow as it last was.
     pub flow: FlowRecord,
+    /// What it has carried, if that was counted from its beginning; replies only where they pass through here.
+    pub carried: Option<Carried>,
+    /// Whether its replies passed through here.
+    pub both_ways: bool,
     /// How it ended.
     pub end: FlowEnd,
 }
@@ -523,8 +540,8 @@ pub trait Datapath: Send {
     /// Keeps flows that are over for [`Datapath::take_logged`]: one in so many. None are kept unless this is called.
     fn log_flows(&mut self, _sample: NonZeroU16) {}
 
-    /// Flows that established themselves and have been taken out of the table since the last call, and how many there were no
-    /// room for.
+    /// Flows that established themselves and have been taken out of the table since the last call, and how many more there were
+    /// for which there was no room, or that the packet path has taken out.
     fn take_logged(&mut self) -> (Vec<LoggedFlow>, u64) {
         (Vec::new(), 0)
     }

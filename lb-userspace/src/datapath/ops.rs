@@ -8,18 +8,20 @@ use lb_common::{
     backend::{Backend, BackendState as State, BackendStats},
     control::control_flag,
     flow::{FlowEntry, Meta, Phase, flow_flag},
-    outcome::Outcome,
+    outcome::{Outcome, UNTOLD},
     service::Service,
+    tally::FlowTally,
     time::{self, TICK_SHIFT},
 };
 
 use super::{
-    Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters, CutPolicy, CutReport,
-    Datapath, DatapathError, FlowEnd, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward, InterfaceChange,
-    InterfaceInfo, Limits, LoggedFlow, Named, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot, Sweep, clock,
+    Adopted, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Carried, Counters, CutPolicy,
+    CutReport, Datapath, DatapathError, FlowEnd, FlowFilter, FlowRecord, FlowState, FlowTotals, Forward,
+    InterfaceChange, InterfaceInfo, Limits, LoggedFlow, Named, NextHop, Protocol, RingSlot, ServiceConfig, ServiceSlot,
+    Sweep, clock,
     ebpf::EbpfDatapath,
     error::While as _,
-    flows::{CutList, Facts, Scan, Tally, Tap},
+    flows::{CutList, Facts, Kept, Scan, Tally, Tap},
     pins, ring_store, rows, vips,
 };
 use crate::net::links::Link;
@@ -160,12 +162,17 @@ impl Datapath for EbpfDatapath {
 
     fn log_flows(&mut self, sample: NonZeroU16) {
         self.tap = Some(Tap::new(sample));
+        self.untold = self.maps.outcome(UNTOLD);
     }
 
     fn take_logged(&mut self) -> (Vec<LoggedFlow>, u64) {
         let now_ns = clock::coarse_ns();
-        let (flows, missed) = self.tap.as_ref().map(Tap::empty).unwrap_or_default();
-        (flows.iter().map(|(meta, flow)| logged(*meta, flow, now_ns)).collect(), missed)
+        let Some(tap) = &self.tap else { return (Vec::new(), 0) };
+        let (flows, missed) = tap.empty();
+        // Of as many as are left over by the division it is told another time.
+        let untold = self.maps.outcome(UNTOLD).wrapping_sub(self.untold) / tap.sample();
+        self.untold = self.untold.wrapping_add(untold * tap.sample());
+        (flows.iter().map(|kept| logged(kept, now_ns)).collect(), missed + untold)
     }
 
     fn purge(&mut self, slot: BackendSlot, generation: u32) -> Result<u64, DatapathError> {
@@ -183,7 +190,7 @@ impl Datapath for EbpfDatapath {
         let row = self.backend(slot)?;
         // A row that is another's by now has no deadline to say about these flows: they are due.
         let applies = row.generation == generation;
-        self.cut_where(slot, generation, policy, now_ns, move |share, _| {
+        self.cut_where(slot, generation, (policy, flow_flag::CUT), now_ns, move |share, _| {
             !applies || row.flow_deadline_ns(share) <= now_ns || row.deadline_ns == lb_common::backend::NO_DEADLINE
         })
     }
@@ -197,7 +204,8 @@ impl Datapath for EbpfDatapath {
     ) -> Result<CutReport, DatapathError> {
         let now_ns = clock::coarse_ns();
         let limit = time::age(time::ticks(now_ns), time::ticks(silent_since_ns));
-        self.cut_where(slot, generation, policy, now_ns, move |_, last_seen| {
+        let flags = flow_flag::CUT | flow_flag::SILENT;
+        self.cut_where(slot, generation, (policy, flags), now_ns, move |_, last_seen| {
             time::age(time::ticks(now_ns), last_seen) > limit
         })
     }
@@ -326,17 +334,18 @@ impl EbpfDatapath {
         Sweep { begun_ns: now_ns, backends, totals, wiped: self.maps.flows_were_wiped(), ended: Vec::new() }
     }
 
-    /// Marks flows cut, then (when no packet in flight can still be changing them) tells both their ends.
+    /// Marks flows cut with these flags, then (when no packet in flight can still be changing them) tells both their ends.
     fn cut_where(
         &mut self,
         slot: BackendSlot,
         generation: u32,
-        policy: CutPolicy,
+        (policy, flags): (CutPolicy, u16),
         now_ns: u64,
         due: impl Fn(u16, u32) -> bool,
     ) -> Result<CutReport, DatapathError> {
         let facts = self.facts();
-        let CutList { marked, resteered, remaining } = self.scan(&facts, now_ns).mark_cut(slot.0, generation, due);
+        let list = self.scan(&facts, now_ns).mark_cut(slot.0, generation, flags, due);
+        let CutList { marked, resteered, remaining } = list;
         tracing::debug!("backend row {}: {} cut, {resteered} steered anew, {remaining} remain", slot.0, marked.len());
         if policy == CutPolicy::Reset && !marked.is_empty() {
             self.grace()?;
@@ -356,16 +365,26 @@ fn before(now_ns: u64, age: u32) -> u64 {
 }
 
 /// What a flow that is over was.
-fn logged(meta: Meta, flow: &FlowEntry, now_ns: u64) -> LoggedFlow {
+fn logged(kept: &Kept, now_ns: u64) -> LoggedFlow {
+    let Kept { meta, ref flow, tally } = *kept;
     let goodbye = meta.flags() & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED
         || (meta.any(flow_flag::CLIENT_FIN) && !meta.any(flow_flag::BOTH_WAYS));
     let end = match () {
+        () if meta.any(flow_flag::SILENT) => FlowEnd::Idle,
         () if meta.any(flow_flag::CUT) => FlowEnd::Cut,
         () if meta.any(flow_flag::RST) => FlowEnd::Rst,
         () if goodbye => FlowEnd::Fin,
         () => FlowEnd::Idle,
     };
-    LoggedFlow { flow: recorded(meta, flow, FlowState::Closing, now_ns), end }
+    let carried = tally.as_ref().and_then(FlowTally::complete);
+    let carried = carried.map(|[packets, bytes, reply_packets, reply_bytes]| Carried {
+        packets,
+        bytes,
+        reply_packets,
+        reply_bytes,
+    });
+    let both_ways = meta.any(flow_flag::BOTH_WAYS);
+    LoggedFlow { flow: recorded(meta, flow, FlowState::Closing, now_ns), carried, both_ways, end }
 }
 
 fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<FlowRecord> {
@@ -390,5 +409,26 @@ fn recorded(meta: Meta, flow: &FlowEntry, state: FlowState, now_ns: u64) -> Flow
         state,
         created_ns: before(now_ns, time::age(now, flow.started)),
         last_seen_ns: before(now_ns, time::age(now, meta.last_seen())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::flow::Life;
+
+    use super::*;
+
+    #[test]
+    fn what_was_cut_for_its_silence_was_idle() {
+        use flow_flag::{CUT, ESTABLISHED, RST, SILENT};
+        for (flags, end) in [
+            (ESTABLISHED, FlowEnd::Idle),
+            (ESTABLISHED | RST, FlowEnd::Rst),
+            (ESTABLISHED | CUT, FlowEnd::Cut),
+            (ESTABLISHED | CUT | SILENT, FlowEnd::Idle),
+        ] {
+            let meta = Meta::new(1, flags, Life::Linked, 0);
+            assert_eq!(logged(&Kept { meta, flow: FlowEntry::zeroed(), tally: None }, 0).end, end, "{flags:x}");
+        }
     }
 }

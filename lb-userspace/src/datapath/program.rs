@@ -12,7 +12,7 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use aya_obj::Object;
-use lb_common::map_name;
+use lb_common::{map_name, tally::FlowTally};
 
 use super::{
     error::{OpenError, While as _},
@@ -81,7 +81,11 @@ impl Drop for Undo {
     }
 }
 
-/// Loads the program. Maps that are pinned are used as they are, whatever `sizes` says; the caller has the lock.
+/// Decides by itself whether flows' packets are counted, see `lb-ebpf/src/tally.rs`.
+const TALLY: &str = "EBB_TALLY";
+
+/// Loads the program. Maps that are pinned are used as they are, whatever `sizes` says (but for what counts flows' packets);
+/// the caller has the lock.
 pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, OpenError> {
     let declared = declared_maps()?;
     let fresh = !adoptable(pins, &declared)?;
@@ -101,9 +105,19 @@ pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, 
         }
     }
 
+    let tallies = pins.of(map_name::TALLIES);
+    // The flow table stays as large as it was made.
+    let flow_rows = if fresh { sizes.of(map_name::FLOWS) } else { Some(rows_of(pins, map_name::FLOWS)?) };
+    let counts = u8::from(sizes.tallies);
+    let tally_rows = flow_rows.filter(|_| sizes.tallies).unwrap_or(1);
+    if renew_tallies(pins, tally_rows)? {
+        undo.add(tallies.clone());
+    }
+
     let mut loader = EbpfLoader::new();
     // No relocation against the kernel's types: parsing them all would only delay the start.
-    loader.btf(None).override_global(aya_log::LEVEL, &log_level, false);
+    loader.btf(None).override_global(aya_log::LEVEL, &log_level, false).override_global(TALLY, &counts, true);
+    loader.map_pin_path(map_name::TALLIES, tallies).map_max_entries(map_name::TALLIES, tally_rows);
     for map in &declared {
         loader.map_pin_path(&map.name, pins.of(&map.name));
         if let Some(size) = sizes.of(&map.name) {
@@ -114,6 +128,21 @@ pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, 
     let program = load_program(&mut ebpf, BALANCER)?;
     let id = sys::program_id(program.as_fd()).opening(|| "cannot look at the program".into())?;
     Ok(Loaded { program, id, ebpf, fresh, undo })
+}
+
+/// Makes way for a map of the size that is wanted now: it can be lost without a flow being lost. Whether one is to be made.
+fn renew_tallies(pins: &Pins, rows: u32) -> Result<bool, OpenError> {
+    if !pins.has(map_name::TALLIES) {
+        return Ok(true);
+    }
+    let info = info_of(pins, map_name::TALLIES)?;
+    let fits = (info.map_type, info.value_size as usize, info.max_entries, info.map_flags)
+        == (sys::ARRAY, size_of::<FlowTally>(), rows, sys::MMAPABLE);
+    if !fits {
+        let path = pins.of(map_name::TALLIES);
+        fs::remove_file(&path).opening(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(!fits)
 }
 
 /// Loads one of the object's programs with maps of its own, which go when it goes.
@@ -210,7 +239,7 @@ fn adoptable(pins: &Pins, declared: &[Declared]) -> Result<bool, OpenError> {
 
 /// Refuses a pinned map that the program or the daemon would misread.
 fn check_layout(pins: &Pins, map: &Declared) -> Result<(), OpenError> {
-    let info = info_of(pins, map)?;
+    let info = info_of(pins, &map.name)?;
     let found = [info.map_type, info.key_size, info.value_size, info.map_flags];
     let wanted = [map.map_type, map.key_size, map.value_size, map.flags];
     if found == wanted {
@@ -221,7 +250,7 @@ fn check_layout(pins: &Pins, map: &Declared) -> Result<(), OpenError> {
 }
 
 fn warn_of_other_size(pins: &Pins, map: &Declared, sizes: &Sizes) -> Result<(), OpenError> {
-    let info = info_of(pins, map)?;
+    let info = info_of(pins, &map.name)?;
     if let Some(wanted) = sizes.of(&map.name)
         && wanted != info.max_entries
     {
@@ -234,7 +263,11 @@ fn warn_of_other_size(pins: &Pins, map: &Declared, sizes: &Sizes) -> Result<(), 
     Ok(())
 }
 
-fn info_of(pins: &Pins, map: &Declared) -> Result<sys::MapInfo, OpenError> {
-    let fd = pins.map(&map.name)?;
-    sys::map_info(fd.as_fd()).opening(|| format!("cannot look at {}", pins.of(&map.name).display()))
+fn rows_of(pins: &Pins, name: &str) -> Result<u32, OpenError> {
+    info_of(pins, name).map(|info| info.max_entries)
+}
+
+fn info_of(pins: &Pins, name: &str) -> Result<sys::MapInfo, OpenError> {
+    let fd = pins.map(name)?;
+    sys::map_info(fd.as_fd()).opening(|| format!("cannot look at {}", pins.of(name).display()))
 }

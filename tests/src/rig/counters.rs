@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use lb_common::{backend::BackendStats, outcome::Outcome};
+use lb_common::{
+    backend::BackendStats,
+    outcome::{Outcome, UNTOLD},
+};
 
 use super::Mapped;
 
@@ -25,6 +28,8 @@ impl Counters {
         for (row, count) in outcomes.iter().enumerate() {
             counters.outcomes[row % OUTCOME_STRIDE as usize] += count;
         }
+        // Nothing that becomes of a packet.
+        counters.outcomes[UNTOLD as usize] = 0;
         for (row, stats) in stats.iter().enumerate() {
             let sum = &mut counters.backends[row % backends as usize];
             sum.packets += stats.packets;

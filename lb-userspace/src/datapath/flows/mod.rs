@@ -15,10 +15,13 @@ use lb_common::{
     flow_table::{self, Entries, Entry, Geometry},
     hash::TABLE_KEYS,
     service::Service,
+    tally::FlowTally,
     time,
 };
 
-pub(crate) use scan::{CutList, Scan, Tally, Tap};
+use super::mmap::Mapped;
+
+pub(crate) use scan::{CutList, Kept, Scan, Tally, Tap};
 
 /// Words of an entry.
 const WORDS: usize = size_of::<FlowEntry>() / 8;
@@ -200,6 +203,8 @@ pub(crate) struct Table<'a> {
     pub(crate) geometry: Geometry,
     /// The secrets of its hash.
     pub(crate) keys: &'a [u64; TABLE_KEYS],
+    /// What its entries' flows have carried, if that is counted.
+    pub(crate) tallies: Option<&'a Mapped<FlowTally>>,
 }
 
 impl Table<'_> {

@@ -8,6 +8,7 @@ use std::{
 use lb_common::{
     flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag},
     flow_table::Entry as _,
+    tally::FlowTally,
     time,
 };
 
@@ -86,8 +87,17 @@ const KEPT: usize = 65_536;
 #[derive(Debug)]
 pub(crate) struct Tap {
     sample: u16,
-    flows: RefCell<Vec<(Meta, FlowEntry)>>,
+    flows: RefCell<Vec<Kept>>,
     missed: Cell<u64>,
+}
+
+/// A flow that was taken out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    pub(crate) meta: Meta,
+    pub(crate) flow: FlowEntry,
+    /// What it has carried, if that is counted.
+    pub(crate) tally: Option<FlowTally>,
 }
 
 impl Tap {
@@ -97,19 +107,25 @@ impl Tap {
     }
 
     /// What was kept, and how many flows there was no room for.
-    pub(crate) fn empty(&self) -> (Vec<(Meta, FlowEntry)>, u64) {
+    pub(crate) fn empty(&self) -> (Vec<Kept>, u64) {
         (self.flows.take(), self.missed.take())
     }
 
+    /// One in how many flows is kept.
+    pub(crate) fn sample(&self) -> u64 {
+        self.sample.into()
+    }
+
     /// One that never established itself was no flow.
-    fn keep(&self, meta: Meta, flow: FlowEntry, share: u16) {
+    fn keep(&self, kept: Kept, share: u16) {
         const UNPROVEN: u16 = flow_flag::PROVISIONAL | flow_flag::CANDIDATE;
+        let meta = kept.meta;
         if !meta.any(flow_flag::ESTABLISHED) || meta.any(UNPROVEN) || !share.is_multiple_of(self.sample) {
             return;
         }
         let mut flows = self.flows.borrow_mut();
         if flows.len() < KEPT {
-            flows.push((meta, flow));
+            flows.push(kept);
         } else {
             self.missed.set(self.missed.get() + 1);
         }
@@ -194,11 +210,14 @@ impl<'a> Scan<'a> {
 
     fn take_out_as(&self, index: u32, entry: Slot<'_>, seen: Meta, logged: Meta) -> bool {
         // Once it is out the memory may be another's.
-        let was = self.log.and_then(|tap| Some((tap, entry.snapshot(seen)?)));
+        let was = self.log.and_then(|tap| {
+            let tally = self.table.tallies.and_then(|tallies| tallies.read(index));
+            Some((tap, Kept { meta: logged, flow: entry.snapshot(seen)?, tally }))
+        });
         let out = self.table.take_out(index, entry, seen, self.now());
-        if let Some((tap, flow)) = was.filter(|_| out) {
-            let key = FlowKey { client: flow.client, port_service: flow.port_service };
-            tap.keep(logged, flow, self.table.share(&key));
+        if let Some((tap, kept)) = was.filter(|_| out) {
+            let key = FlowKey { client: kept.flow.client, port_service: kept.flow.port_service };
+            tap.keep(kept, self.table.share(&key));
         }
         out
     }
@@ -223,8 +242,14 @@ impl<'a> Scan<'a> {
     }
 
     /// Ends the live flows of one generation of a backend for which `due` says so (it is given the flow's share of the
-    /// cut window and its latest tick): connections are marked cut, datagram flows taken out.
-    pub(crate) fn mark_cut(&self, backend: u32, generation: u32, due: impl Fn(u16, u32) -> bool) -> CutList {
+    /// cut window and its latest tick): connections are given these flags, datagram flows taken out.
+    pub(crate) fn mark_cut(
+        &self,
+        backend: u32,
+        generation: u32,
+        flags: u16,
+        due: impl Fn(u16, u32) -> bool,
+    ) -> CutList {
         let mut list = CutList::default();
         for (index, entry, meta, flow) in self.of(backend, generation) {
             if !phase_of(self.facts, flow.service, meta, self.now()).is_live() {
@@ -234,8 +259,8 @@ impl<'a> Scan<'a> {
                 list.remaining += 1;
             } else if meta.any(flow_flag::DATAGRAM) {
                 list.resteered +=
-                    u64::from(self.take_out_as(index, entry, meta, meta.with(flow_flag::CUT, 0, meta.last_seen())));
-            } else if self.mark_one(entry, meta) {
+                    u64::from(self.take_out_as(index, entry, meta, meta.with(flags, 0, meta.last_seen())));
+            } else if self.mark_one(entry, meta, flags) {
                 list.marked.push(index);
             } else if entry.meta().version() == meta.version() {
                 // Packets won every attempt; the next call gets it.
@@ -245,10 +270,10 @@ impl<'a> Scan<'a> {
         list
     }
 
-    fn mark_one(&self, entry: Slot<'_>, mut seen: Meta) -> bool {
+    fn mark_one(&self, entry: Slot<'_>, mut seen: Meta, flags: u16) -> bool {
         let version = seen.version();
         for _ in 0..ATTEMPTS {
-            let was = entry.swap_meta(seen, seen.with(flow_flag::CUT, 0, self.now()));
+            let was = entry.swap_meta(seen, seen.with(flags, 0, self.now()));
             if was == seen {
                 return true;
             }

@@ -31,7 +31,12 @@ impl Memory {
     }
 
     fn table(&self) -> Table<'_> {
-        Table { view: View::new(&self.words, self.geometry.slots), geometry: self.geometry, keys: &self.keys }
+        Table {
+            view: View::new(&self.words, self.geometry.slots),
+            geometry: self.geometry,
+            keys: &self.keys,
+            tallies: None,
+        }
     }
 
     fn home(&self, key: &FlowKey) -> u32 {
@@ -142,7 +147,7 @@ fn what_is_taken_out_is_kept_once_for_the_log() {
         look(&Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: Some(&tap) });
         let (flows, missed) = tap.empty();
         assert_eq!(missed, 0);
-        let mut flags: Vec<u16> = flows.iter().map(|(meta, _)| meta.flags()).collect();
+        let mut flags: Vec<u16> = flows.iter().map(|kept| kept.meta.flags()).collect();
         flags.sort_unstable();
         flags
     };
@@ -244,17 +249,17 @@ fn a_cut_marks_what_is_due_and_resteers_datagrams() {
     memory.add(2001, 1, 1, ff::RST, NOW_NS).unwrap();
     memory.add(2002, 0, 1, ff::ESTABLISHED, NOW_NS).unwrap();
     let scan = Scan { table: memory.table(), facts: &facts(), now_ns: NOW_NS, log: None };
-    let half = scan.mark_cut(1, 1, |share, _| share < 1 << 15);
+    let half = scan.mark_cut(1, 1, ff::CUT, |share, _| share < 1 << 15);
     assert_eq!(half.marked.len() as u64 + half.resteered + half.remaining, 1010);
     assert!((350..650).contains(&half.remaining), "shares are spread: {}", half.remaining);
-    let rest = scan.mark_cut(1, 1, |_, _| true);
+    let rest = scan.mark_cut(1, 1, ff::CUT, |_, _| true);
     assert_eq!(rest.remaining, 0);
     assert_eq!(half.marked.len() + rest.marked.len(), 1000);
     assert_eq!(half.resteered + rest.resteered, 10);
     assert_eq!(memory.in_use(), 1003);
     let (meta, flow) = scan.flow(rest.marked[0]).unwrap();
     assert!(meta.any(ff::CUT) && flow.backend == 1);
-    assert_eq!(scan.mark_cut(1, 1, |_, _| true), CutList::default(), "done once");
+    assert_eq!(scan.mark_cut(1, 1, ff::CUT, |_, _| true), CutList::default(), "done once");
 }
 
 #[test]
