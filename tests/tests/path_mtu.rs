@@ -109,6 +109,28 @@ fn routers_are_heard(forward: Forward, family: Family, forwarding: bool) -> Resu
     }
 }
 
+/// A router between the balancer and the backends has a narrow link to them, of which the balancer hears by its answers to
+/// tunnels' packets alone.
+fn routers_on_the_way_of_tunnels_are_heard(family: Family) -> Result<()> {
+    let scene = scene(Forward::Tunnel, family, false)?;
+    let (vip, balancer) = (scene.vip(0, 80).ip(), Plan::balancer(family));
+    // It is on the backends' own segment, and is not to say so.
+    let silent = [("net/ipv4/conf/*/send_redirects", "0"), ("net/ipv4/conf/*/accept_redirects", "0")];
+    let deaf = [("net/ipv4/conf/*/accept_redirects", "0"), ("net/ipv6/conf/*/accept_redirects", "0")];
+    scene.lab.switch.sysctl(&silent)?;
+    scene.lab.balancer.sysctl(&deaf)?;
+    let router = Plan::router_inside(family);
+    for index in 0..scene.lab.backends.len() {
+        let backend = Plan::backend(family, index);
+        ip(Some(&scene.lab.balancer), &format!("route add {backend} via {router} dev eth1\n"))?;
+        ip(Some(&scene.lab.switch), &format!("route add {backend} dev inside mtu {NARROW}\n"))?;
+    }
+    let mss = full_mss(family);
+    ip(Some(&scene.lab.client), &format!("route replace {vip} via {balancer} advmss {mss}\n"))?;
+    transfer(&scene)?;
+    client_knows(&scene, if family == Family::V4 { 20 } else { 40 })
+}
+
 /// The balancer's own interface to the clients is narrow, which only it can tell the backends.
 fn own_interface_is_minded(family: Family, forwarding: bool) -> Result<()> {
     let scene = scene(Forward::Nat, family, forwarding)?;
@@ -133,6 +155,8 @@ macro_rules! each {
 }
 
 each! {
+    way_of_tunnels_v4: routers_on_the_way_of_tunnels_are_heard(Family::V4);
+    way_of_tunnels_v6: routers_on_the_way_of_tunnels_are_heard(Family::V6);
     dsr_v4: routers_are_heard(Forward::Dsr, Family::V4, false);
     dsr_v6: routers_are_heard(Forward::Dsr, Family::V6, false);
     nat_v4: routers_are_heard(Forward::Nat, Family::V4, false);

@@ -4,5 +4,6 @@ pub mod host;
 pub mod links;
 mod resolver;
 mod table;
+mod tunnels;
 
 pub use resolver::NetlinkResolver;

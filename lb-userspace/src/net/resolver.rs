@@ -23,6 +23,7 @@ use tokio::{
 use super::{
     links::Link,
     table::{Action, Neighbour, Route, Table},
+    tunnels::Tunnels,
 };
 use crate::daemon::{NextHopUpdate, Resolver};
 
@@ -33,6 +34,8 @@ const REFRESH: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// Changes of routes come in bursts: asked anew when one has been quiet for this long.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Routes are asked anew so long after a router said that a path is narrow: anybody can forge that, as often as they like.
+const NARROWED: Duration = Duration::from_millis(500);
 /// Pause before new sockets after the old ones failed.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -65,7 +68,7 @@ impl NetlinkResolver {
     pub fn start(updates: mpsc::UnboundedSender<NextHopUpdate>) -> io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let sockets = Sockets::open()?;
-        let worker = Worker { table: Table::default(), updates, commands: receiver, sockets };
+        let worker = Worker { table: Table::default(), updates, commands: receiver, sockets, tunnels: Tunnels::open() };
         tokio::spawn(worker.run());
         Ok(Self { commands })
     }
@@ -121,6 +124,7 @@ struct Worker {
     updates: mpsc::UnboundedSender<NextHopUpdate>,
     commands: mpsc::UnboundedReceiver<Command>,
     sockets: Sockets,
+    tunnels: Tunnels,
 }
 
 impl Worker {
@@ -148,6 +152,8 @@ impl Worker {
                     Some(Event::Lost) => self.resync().await,
                     None => self.reconnect().await,
                 },
+                // The path to a tunnel's end is narrow: the route says so from now on.
+                () = self.tunnels.told() => { settled.get_or_insert(Instant::now() + NARROWED); Vec::new() }
                 () = quiet, if settled.is_some() => { settled = None; self.table.routes_changed() }
                 _ = retry.tick() => self.table.retry(),
                 // A look at everything, in case an event was missed in a way that nobody told.

@@ -86,6 +86,11 @@ impl Plan {
         address(family, 1, ROUTER)
     }
 
+    /// The switch's address on the backends' subnet.
+    pub fn router_inside(family: Family) -> IpAddr {
+        address(family, 2, ROUTER)
+    }
+
     /// The address of backend number `index`.
     pub fn backend(family: Family, index: usize) -> IpAddr {
         address(family, 2, 10 + index)

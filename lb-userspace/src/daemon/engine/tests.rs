@@ -5,8 +5,8 @@ use crate::{
         ErrorKind,
         duration::{Limit, Seconds},
         model::{
-            BackendSpec, BackendStatus, CutPolicy, DrainRequest, EventKind, Outcome, ServicePatch, ServiceSpec, State,
-            WaitFor, WantedService,
+            BackendPatch, BackendSpec, BackendStatus, CutPolicy, DrainRequest, EventKind, Outcome, ServicePatch,
+            ServiceSpec, State, WaitFor, WantedService,
         },
     },
     daemon::{
@@ -757,4 +757,32 @@ async fn vips_that_the_host_uses_too_are_published_as_such_and_followed() {
     rig.host.send_replace(Arc::default());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(rig.kernel().own.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_ids_are_published_when_they_change_and_only_then() {
+    let rig = Rig::new();
+    let quic = serde_json::json!({ "name": "web", "vip": "10.0.0.100:443/udp", "quic_cid": 2 });
+    rig.handle.add_service(serde_json::from_value(quic).expect("a service")).await.expect("a service");
+    let id = |text: &str| Some(text.parse().expect("an id"));
+    rig.handle.add_backend("web", BackendSpec { server_id: id("0102"), ..backend(1) }).await.expect("a backend");
+    rig.handle.add_backend("web", backend(2)).await.expect("a backend");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let first = |rig: &Rig| rig.kernel().named.ids.iter().map(|named| (named.backend, named.id[..3].to_vec())).next();
+    assert_eq!(first(&rig), Some((slot(1), vec![1, 2, 0])));
+    assert_eq!(rig.kernel().named.ids.len(), 2);
+
+    rig.kernel().calls.clear();
+    rig.handle.drain("web", "web-1", timeout(10)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Drained);
+    assert_eq!(rig.kernel().named.ids.len(), 2, "its state is what packets go by");
+    assert!(rig.kernel().calls.iter().all(|call| !call.starts_with("publish_vips")));
+
+    let patch = BackendPatch { server_id: Some(id("0304")), ..BackendPatch::default() };
+    rig.handle.set_backend("web", "web-1", patch).await.expect("changed");
+    assert_eq!(first(&rig), Some((slot(1), vec![3, 4, 0])));
+    let off = ServicePatch { quic_cid: Some(None), ..ServicePatch::default() };
+    rig.handle.set_service("web", off).await.expect("off");
+    assert_eq!(first(&rig), None);
 }
