@@ -1,10 +1,9 @@
 //! The flow table's entries as the packet path sees them: raw pointers into the map's memory, shared with other CPUs
 //! and with the daemon.
 
-use core::{
-    arch::asm,
-    ptr::{read_volatile, write_volatile},
-};
+#[cfg(target_arch = "bpf")]
+use core::arch::asm;
+use core::ptr::{read_volatile, write_volatile};
 
 use lb_common::{
     addr::Addr,
@@ -42,8 +41,9 @@ pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> u64 {
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        let _ = (word, old, new);
-        unreachable!("the packet path runs in the kernel")
+        use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        // SAFETY: the caller's.
+        unsafe { AtomicU64::from_ptr(word) }.compare_exchange(old, new, SeqCst, SeqCst).unwrap_or_else(|was| was)
     }
 }
 
@@ -108,6 +108,10 @@ impl Entry for FlowRef {
         // SAFETY: one addition.
         unsafe {
             asm!("{lives} += {lane}", lives = inout(reg) lives, lane = in(reg) self.meta().life_lane());
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            lives += self.meta().life_lane();
         }
         lives
     }

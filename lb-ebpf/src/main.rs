@@ -4,7 +4,7 @@
 //! that into an XDP action and a count.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(clippy::needless_pass_by_value, missing_docs, reason = "what the entry points' macro makes of them")]
 #![expect(unreachable_pub, reason = "modules of one program; what is public in them is public to the program")]
 #![expect(clippy::inline_always, reason = "a call costs a stack frame, and the verifier loses packet bounds across it")]

@@ -26,12 +26,16 @@ pub struct Window<const N: usize>(usize);
 /// Keeps the compiler from merging bounds checks of different windows: the verifier tracks each pointer by itself, and
 /// a check that was proven on one does not count for another.
 #[inline(always)]
-fn opaque(mut at: usize) -> usize {
+fn opaque(at: usize) -> usize {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: a move of a register to itself (without an instruction the line information would not load).
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) at, options(nomem, nostack, preserves_flags));
-    }
+    let at = {
+        let mut at = at;
+        // SAFETY: a move of a register to itself (without an instruction the line information would not load).
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) at, options(nomem, nostack, preserves_flags));
+        }
+        at
+    };
     at
 }
 
@@ -50,9 +54,9 @@ fn field<const AT: usize>(ctx: *mut xdp_md) -> usize {
         core::arch::asm!("{0} = *(u32 *)({1} + {2})", out(reg) value, in(reg) ctx, const AT, options(nostack));
     }
     #[cfg(not(target_arch = "bpf"))]
-    {
-        let _ = ctx;
-        value = AT;
+    // SAFETY: a field of the context that the twin was called with (see fuzz/), there as wide as a pointer.
+    unsafe {
+        value = ctx.byte_add(AT).cast::<usize>().read();
     }
     value
 }
@@ -65,16 +69,26 @@ impl<const N: usize> Window<N> {
     #[inline(always)]
     pub fn get<T: Pod, const AT: usize>(&self) -> T {
         const { assert!(AT + size_of::<T>() <= N) };
+        let at = (self.0 + AT) as *const T;
         // SAFETY: `window` checked the bounds; any bytes are a `T`.
-        unsafe { core::ptr::read_volatile((self.0 + AT) as *const T) }
+        #[cfg(target_arch = "bpf")]
+        return unsafe { core::ptr::read_volatile(at) };
+        // SAFETY: as above.
+        #[cfg(not(target_arch = "bpf"))]
+        return unsafe { core::ptr::read_unaligned(at) };
     }
 
     /// Writes a `T` at `AT`, at any alignment.
     #[inline(always)]
     pub fn put<T: Pod, const AT: usize>(&self, value: T) {
         const { assert!(AT + size_of::<T>() <= N) };
+        let at = (self.0 + AT) as *mut T;
         // SAFETY: `window` checked the bounds.
-        unsafe { core::ptr::write_volatile((self.0 + AT) as *mut T, value) }
+        #[cfg(target_arch = "bpf")]
+        return unsafe { core::ptr::write_volatile(at, value) };
+        // SAFETY: as above.
+        #[cfg(not(target_arch = "bpf"))]
+        return unsafe { core::ptr::write_unaligned(at, value) };
     }
 }
 

@@ -3,6 +3,7 @@
 mod ci;
 mod command;
 mod dist;
+mod fuzz;
 mod linker;
 mod machine;
 mod mutants;
@@ -59,6 +60,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Run the fuzz targets under libFuzzer (as root: packets go through the real program too)
+    Fuzz(fuzz::FuzzOptions),
     /// Everything that must hold before a change lands; what .ci/run calls
     Ci,
     /// Check licences and sources of the dependencies; builds cargo-deny the first time
@@ -89,6 +92,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { arguments } => Err(command::become_it(test::bench()?.args(arguments))),
         Task::Chaos { arguments } => Err(command::become_it(test::chaos()?.args(arguments))),
         Task::Mutants { quick } => mutants::mutants(quick),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
         Task::Dist { test } => dist::dist(test),

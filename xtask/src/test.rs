@@ -22,7 +22,7 @@ const BINARY_VARIABLE: &str = "EBB_BIN";
 const HOST_TESTS: &[&str] = &["lb-common", "lb-userspace", "xtask"];
 
 /// The packet suite and the scenarios, which load programs and make network namespaces.
-const LAB_TESTS: &[&str] = &["ebb-tests"];
+const LAB_TESTS: &[&str] = &["ebb-tests", "ebb-fuzz"];
 
 /// What `cargo xtask test` takes.
 #[derive(Args, Default)]

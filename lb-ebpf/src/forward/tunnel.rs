@@ -26,7 +26,7 @@ fn encapsulate<F: Family>(packet: &Packet, offset: usize, backend: u32, hash: u3
     let row = steer::row(backend).ok_or(Outcome::DroppedNoBackend)?;
     let overhead = if row.addr.is_v4() { Ipv4Hdr::LEN } else { Ipv6Hdr::LEN };
     if ip.len + overhead > row.mtu as usize {
-        return too_big::answer::<F>(packet, offset, row.mtu as usize - overhead);
+        return too_big::answer::<F>(packet, offset, (row.mtu as usize).saturating_sub(overhead));
     }
     // As part of forwarding the inner hop limit goes down by one (RFC 2003, section 3.1; RFC 2473, section 3.1).
     F::decrement_hop_limit(packet, offset)?;

@@ -244,6 +244,7 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         check_backends(text, service)?;
         check_server_ids(text, service)?;
         check_health(text, service)?;
+        check_settings(text, service)?;
     }
     let backends = file.services.iter().flat_map(|service| &service.backends);
     for weight in backends.filter_map(|backend| backend.weight.as_ref()) {
@@ -275,6 +276,12 @@ fn check_health(text: &str, service: &Service) -> Result<(), Mistake> {
         validate::health(name, &health)
     });
     checked.map_err(|error| Mistake::at(text, settings.span(), error.to_string()))
+}
+
+/// What the daemon would refuse. The service is named in the message; the file's types keep no place for each setting.
+fn check_settings(text: &str, service: &Service) -> Result<(), Mistake> {
+    let checked = service.wanted().and_then(|wanted| validate::service(&wanted.service));
+    checked.map_err(|error| Mistake::at(text, service.name.span(), error.to_string()))
 }
 
 fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {

@@ -1,6 +1,6 @@
 //! Rows of the packet path's arrays: who gets which, and under which generation.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +38,7 @@ impl Slots {
         } else {
             self.freed.pop_front()?.slot
         };
-        let generation = self.generations.entry(slot).or_insert(0);
-        *generation = generation.wrapping_add(1).max(1);
-        Some((slot, *generation))
+        Some((slot, self.renew(slot)))
     }
 
     /// Gives a row back.
@@ -48,6 +46,19 @@ impl Slots {
         if self.freed.iter().all(|freed| freed.slot != slot) {
             self.freed.push_back(Freed { slot, since_ns: now_ns });
         }
+    }
+
+    /// The rows that somebody has.
+    pub fn held(&self) -> HashSet<u32> {
+        let freed: HashSet<u32> = self.freed.iter().map(|freed| freed.slot).collect();
+        self.generations.keys().copied().filter(|slot| !freed.contains(slot)).collect()
+    }
+
+    /// The generation after the latest of a row: for a holder that must not inherit what the row's last one left.
+    pub fn renew(&mut self, slot: u32) -> u32 {
+        let generation = self.generations.entry(slot).or_insert(0);
+        *generation = generation.wrapping_add(1).max(1);
+        *generation
     }
 
     /// Learns that a row has been used under this generation; true if that was not known.

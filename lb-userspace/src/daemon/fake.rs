@@ -179,8 +179,8 @@ impl Datapath for FakeDatapath {
         let mut kernel = self.kernel();
         kernel.call("publish_vips", services.len())?;
         kernel.vips = services.iter().map(|(slot, _)| *slot).collect();
-        kernel.named = named.clone();
-        kernel.own = own.clone();
+        kernel.named.clone_from(named);
+        kernel.own.clone_from(own);
         Ok(())
     }
 
@@ -474,6 +474,16 @@ impl Rig {
         directory: Arc<tempfile::TempDir>,
         silent: BTreeSet<IpAddr>,
     ) -> Self {
+        Self::try_start(datapath, clock, directory, silent).expect("the engine starts")
+    }
+
+    /// One on a state that may be refused.
+    pub(crate) fn try_start(
+        datapath: FakeDatapath,
+        clock: Arc<FakeClock>,
+        directory: Arc<tempfile::TempDir>,
+        silent: BTreeSet<IpAddr>,
+    ) -> Option<Self> {
         let (updates, next_hops) = mpsc::channel(1_024);
         let (host, watched) = watch::channel(Arc::default());
         let options = EngineOptions {
@@ -485,13 +495,13 @@ impl Rig {
             clock: clock.clone(),
             flow_log: None,
         };
-        let (engine, handle) = Engine::start(options).expect("the engine starts");
+        let (engine, handle) = Engine::start(options).ok()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(engine.run(async {
             // A dropped sender stops the engine as well.
             let _ = stopped.await;
         }));
-        Self { handle, datapath, clock, directory, next_hops: updates, host, task, stop }
+        Some(Self { handle, datapath, clock, directory, next_hops: updates, host, task, stop })
     }
 
     /// As `kill -9` does: what is not on disk is lost. The datapath goes on.

@@ -3,7 +3,8 @@
 pub mod clock;
 mod command;
 mod engine;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "tests look at more of it than fuzzing does"))]
 pub(crate) mod fake;
 pub mod flow_log;
 mod handle;

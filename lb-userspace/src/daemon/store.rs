@@ -3,6 +3,8 @@
 //! **Invariant:** what a command changes has its room on the disk before it takes force ([`Store::make_room`]): a full disk
 //! refuses the command instead of forgetting it.
 
+mod sound;
+
 use std::{
     collections::VecDeque,
     fs,
@@ -175,12 +177,17 @@ impl Store {
         };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
-        let malformed = |why: String| StoreError::Malformed { path: path.clone(), why };
-        let version: Version = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        Self::parse(&bytes, boot_id, now).map(Some).map_err(|why| StoreError::Malformed { path, why })
+    }
+
+    /// Reads a state from the words of its file; what is wrong with it, if it is not one.
+    pub fn parse(bytes: &[u8], boot_id: &str, now: Now) -> Result<Restored, String> {
+        let version: Version = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if version.version != VERSION {
-            return Err(malformed(format!("it has version {}, not {VERSION}", version.version)));
+            return Err(format!("it has version {}, not {VERSION}", version.version));
         }
-        let saved: Saved = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
+        let saved: Saved = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        sound::check(&saved)?;
         let same_boot = !boot_id.is_empty() && saved.boot_id == boot_id;
         let mut balancer = Balancer::default();
         balancer.services = saved.services.into_iter().map(restore_service).collect();
@@ -192,7 +199,7 @@ impl Store {
         if !same_boot {
             after_reboot(&mut balancer, now);
         }
-        Ok(Some(Restored { balancer, same_boot }))
+        Ok(Restored { balancer, same_boot })
     }
 }
 

@@ -188,14 +188,8 @@ impl EbpfDatapath {
                 self.maps.services.write(slot, &row);
             }
         }
-        for slot in 0..self.maps.backends.rows() {
-            let Some(row) = self.maps.backends.read(slot) else { continue };
-            let state = rows::state_of(&row);
-            if state != BackendState::Free || row.generation > 0 {
-                self.highest_backend = slot;
-                self.adopted.backends.push(adopted_backend(slot, &row, state));
-            }
-        }
+        self.adopted.backends = adopted_backends(&self.maps);
+        self.highest_backend = self.adopted.backends.last().map_or(0, |row| row.slot.0);
         self.adopted.flow_table_kept = true;
         self.adopted.rows_kept = true;
     }
@@ -230,6 +224,14 @@ impl std::fmt::Debug for EbpfDatapath {
             .field("interfaces", &self.attached())
             .finish_non_exhaustive()
     }
+}
+
+/// The rows of backends that there are, or have been.
+pub(super) fn adopted_backends(maps: &Maps) -> Vec<AdoptedBackend> {
+    let rows = (0..maps.backends.rows()).filter_map(|slot| Some((slot, maps.backends.read(slot)?)));
+    let with_states = rows.map(|(slot, row)| (slot, row, rows::state_of(&row)));
+    let used = with_states.filter(|(_, row, state)| *state != BackendState::Free || row.generation > 0);
+    used.map(|(slot, row, state)| adopted_backend(slot, &row, state)).collect()
 }
 
 fn adopted_backend(slot: u32, row: &Backend, state: BackendState) -> AdoptedBackend {

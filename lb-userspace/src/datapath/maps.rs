@@ -11,6 +11,7 @@ use lb_common::{
     backend::{Backend, BackendStats},
     control::{Control, PeerRow},
     flow::FlowEntry,
+    flow_table::SET,
     hash::TABLE_KEYS,
     map_name,
     service::{Service, VipEntry},
@@ -91,8 +92,8 @@ impl Maps {
             let settings = first_settings(flow_slots, backends.rows()).opening(|| "cannot draw secrets".into())?;
             control.write(0, &settings);
         }
-        let settings = control.read(0).unwrap_or(Control::zeroed());
         let maps = Self {
+            settings: control.read(0).unwrap_or(Control::zeroed()),
             control,
             vips: mapped(pins, map_name::VIPS)?,
             services: mapped(pins, map_name::SERVICES)?,
@@ -104,12 +105,56 @@ impl Maps {
             outcomes: mapped(pins, map_name::OUTCOMES)?,
             tallies: if counting { Some(mapped(pins, map_name::TALLIES)?) } else { None },
             cpus,
-            settings,
         };
+        maps.check().map_err(|what| OpenError::Layout { path: pins.path().into(), what })?;
         if fresh {
             maps.flows_were_wiped();
         }
         Ok(maps)
+    }
+
+    /// Whether the settings are of these maps: whoever reads by others finds flows in the wrong places, and counters of other
+    /// rows. What is wrong, if they are not.
+    fn check(&self) -> Result<(), String> {
+        let Control { flow_slots, backend_slots, vips, .. } = self.settings;
+        let (base, size) = ((vips >> 32) as u32, u64::from(vips as u32) + 1);
+        let half_rows = self.vips.rows() / 2;
+        // A table made by an earlier build has no row for the watch.
+        let fits_flows = [WATCH_ROWS, 0].iter().any(|watch| flow_slots.checked_add(*watch) == Some(self.flows.rows()));
+        let wrong = if !fits_flows || flow_slots == 0 || !flow_slots.is_multiple_of(SET) {
+            format!("{flow_slots} flow slots in a map of {}", self.flows.rows())
+        } else if backend_slots != self.backends.rows() {
+            format!("{backend_slots} backend slots in a map of {}", self.backends.rows())
+        } else if !size.is_power_of_two() || size > u64::from(half_rows) || (base != 0 && base != half_rows) {
+            format!("{size} VIP entries from row {base} on, in halves of {half_rows}")
+        } else {
+            return Ok(());
+        };
+        Err(format!("{} says {wrong}", map_name::CONTROL))
+    }
+
+    /// Maps in memory of any kind, as pinned ones would be opened.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn of_memory(memory: impl Fn(&str) -> (OwnedFd, u32), cpus: u32) -> Result<Self, String> {
+        fn view<T: Pod>((fd, rows): (OwnedFd, u32)) -> Mapped<T> {
+            Mapped::new(fd.as_fd(), rows).expect("memory that can be mapped")
+        }
+        let control: Mapped<Control> = view(memory(map_name::CONTROL));
+        let maps = Self {
+            settings: control.read(0).unwrap_or(Control::zeroed()),
+            control,
+            vips: view(memory(map_name::VIPS)),
+            services: view(memory(map_name::SERVICES)),
+            backends: view(memory(map_name::BACKENDS)),
+            rings: memory(map_name::RINGS).0,
+            flows: view(memory(map_name::FLOWS)),
+            peers: view(memory(map_name::PEERS)),
+            stats: view(memory(map_name::STATS)),
+            outcomes: view(memory(map_name::OUTCOMES)),
+            tallies: None,
+            cpus,
+        };
+        maps.check().map(|()| maps)
     }
 
     /// Whether the flow table lost its entries, by another hand than the daemon's or the packet path's, since this was

@@ -14,6 +14,8 @@ mod ebpf;
 mod error;
 mod flows;
 pub(crate) mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod interfaces;
 pub mod kernel;
 mod log;

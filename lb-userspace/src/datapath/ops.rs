@@ -22,6 +22,7 @@ use super::{
     ebpf::EbpfDatapath,
     error::While as _,
     flows::{CutList, Facts, Kept, Scan, Tally, Tap},
+    maps::Maps,
     pins, ring_store, rows, vips,
 };
 use crate::net::links::Link;
@@ -155,7 +156,7 @@ impl Datapath for EbpfDatapath {
         tallies.resize(self.highest_backend as usize + 1, Tally::default());
         let mut ended = Vec::new();
         self.scan(&facts, now_ns).sweep(&mut tallies, &mut ended);
-        let sweep = self.report(now_ns, &tallies);
+        let sweep = report(&self.maps, now_ns, &tallies);
         self.tallies = tallies;
         Ok(Sweep { ended, ..sweep })
     }
@@ -297,41 +298,11 @@ impl EbpfDatapath {
     }
 
     fn facts(&self) -> Facts {
-        let services = (0..self.maps.services.rows()).filter_map(|slot| self.maps.services.read(slot));
-        let backends = (0..=self.highest_backend)
-            .filter_map(|slot| self.maps.backends.read(slot))
-            .map(|row| (row.generation, State::from_u8(row.state)));
-        Facts::new(services, backends)
+        facts(&self.maps, self.highest_backend)
     }
 
     fn scan<'a>(&'a self, facts: &'a Facts, now_ns: u64) -> Scan<'a> {
         Scan { table: self.maps.flow_table(), facts, now_ns, log: self.tap.as_ref() }
-    }
-
-    fn report(&self, now_ns: u64, tallies: &[Tally]) -> Sweep {
-        let mut totals = FlowTotals {
-            untracked: self.maps.outcome(Outcome::Untracked as u32),
-            // The reverse of `flow_table::slots_for`.
-            capacity: u64::from(self.maps.flow_slots()) * 100 / 122,
-            ..FlowTotals::default()
-        };
-        let mut backends = Vec::new();
-        for (slot, tally) in (0u32..).zip(tallies).filter(|(_, tally)| !tally.is_empty()) {
-            totals.live += tally.live();
-            totals.opening += tally.of(Phase::Opening);
-            totals.closing += tally.of(Phase::Closing);
-            let Some(row) = self.maps.backends.read(slot) else { continue };
-            backends.push(BackendFlows {
-                slot: BackendSlot(slot),
-                generation: row.generation,
-                opening: tally.of(Phase::Opening),
-                established: tally.of(Phase::Established),
-                half_closed: tally.of(Phase::HalfClosed),
-                closing: tally.of(Phase::Closing),
-                oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
-            });
-        }
-        Sweep { begun_ns: now_ns, backends, totals, wiped: self.maps.flows_were_wiped(), ended: Vec::new() }
     }
 
     /// Marks flows cut with these flags, then (when no packet in flight can still be changing them) tells both their ends.
@@ -359,13 +330,49 @@ impl EbpfDatapath {
     }
 }
 
+/// What scans of the flow table have to know of the other maps; backend rows beyond the highest were never used.
+pub(super) fn facts(maps: &Maps, highest_backend: u32) -> Facts {
+    let services = (0..maps.services.rows()).filter_map(|slot| maps.services.read(slot));
+    let backends = (0..=highest_backend)
+        .filter_map(|slot| maps.backends.read(slot))
+        .map(|row| (row.generation, State::from_u8(row.state)));
+    Facts::new(services, backends)
+}
+
+/// A sweep in the words of those who asked for it.
+pub(super) fn report(maps: &Maps, now_ns: u64, tallies: &[Tally]) -> Sweep {
+    let mut totals = FlowTotals {
+        untracked: maps.outcome(Outcome::Untracked as u32),
+        // The reverse of `flow_table::slots_for`.
+        capacity: u64::from(maps.flow_slots()) * 100 / 122,
+        ..FlowTotals::default()
+    };
+    let mut backends = Vec::new();
+    for (slot, tally) in (0u32..).zip(tallies).filter(|(_, tally)| !tally.is_empty()) {
+        totals.live += tally.live();
+        totals.opening += tally.of(Phase::Opening);
+        totals.closing += tally.of(Phase::Closing);
+        let Some(row) = maps.backends.read(slot) else { continue };
+        backends.push(BackendFlows {
+            slot: BackendSlot(slot),
+            generation: row.generation,
+            opening: tally.of(Phase::Opening),
+            established: tally.of(Phase::Established),
+            half_closed: tally.of(Phase::HalfClosed),
+            closing: tally.of(Phase::Closing),
+            oldest_ns: (tally.live() > 0).then(|| before(now_ns, tally.oldest_age)),
+        });
+    }
+    Sweep { begun_ns: now_ns, backends, totals, wiped: maps.flows_were_wiped(), ended: Vec::new() }
+}
+
 /// The time that many ticks before another.
 fn before(now_ns: u64, age: u32) -> u64 {
     now_ns.saturating_sub(u64::from(age) << TICK_SHIFT)
 }
 
 /// What a flow that is over was.
-fn logged(kept: &Kept, now_ns: u64) -> LoggedFlow {
+pub(super) fn logged(kept: &Kept, now_ns: u64) -> LoggedFlow {
     let Kept { meta, ref flow, tally } = *kept;
     let goodbye = meta.flags() & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED
         || (meta.any(flow_flag::CLIENT_FIN) && !meta.any(flow_flag::BOTH_WAYS));
@@ -387,7 +394,7 @@ fn logged(kept: &Kept, now_ns: u64) -> LoggedFlow {
     LoggedFlow { flow: recorded(meta, flow, FlowState::Closing, now_ns), carried, both_ways, end }
 }
 
-fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<FlowRecord> {
+pub(super) fn record(meta: Meta, flow: &FlowEntry, phase: Phase, now_ns: u64) -> Option<FlowRecord> {
     let state = match phase {
         Phase::Opening => FlowState::Opening,
         Phase::Established => FlowState::Established,

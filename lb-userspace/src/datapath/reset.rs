@@ -47,6 +47,22 @@ impl Resets {
     /// `row` is another generation's by now. What cannot be sent is said in the log; the packet path answers what either
     /// end says later.
     pub(crate) fn send(&mut self, maps: &Maps, row: &Backend, generation: u32, flows: &[(Meta, FlowEntry)]) {
+        let (frames, unknown) = Self::frames(maps, row, generation, flows);
+        let failed = self.sender.send(&frames);
+        if failed > 0 || unknown > 0 {
+            tracing::warn!(
+                "{failed} resets could not be sent, and {unknown} clients are reset at their next packet only"
+            );
+        }
+    }
+
+    /// What is to be sent, and for how many clients nothing is, since where they are is not known.
+    pub(crate) fn frames(
+        maps: &Maps,
+        row: &Backend,
+        generation: u32,
+        flows: &[(Meta, FlowEntry)],
+    ) -> (Vec<Frame>, u64) {
         let mut frames = Vec::with_capacity(flows.len() * 2);
         let mut unknown = 0u64;
         for (meta, flow) in flows {
@@ -60,12 +76,7 @@ impl Resets {
                 frames.extend(to_backend(flow, &service, row));
             }
         }
-        let failed = self.sender.send(&frames);
-        if failed > 0 || unknown > 0 {
-            tracing::warn!(
-                "{failed} resets could not be sent, and {unknown} clients are reset at their next packet only"
-            );
-        }
+        (frames, unknown)
     }
 }
 

@@ -17,10 +17,10 @@ use std::{
 use anyhow::Result;
 use lb_common::{
     backend::{Backend, BackendState},
-    control::control_flag,
+    control::{Control, control_flag},
     hash,
     outcome::Outcome,
-    ring::{self, RingSlot},
+    ring::{self, Published, RingSlot},
     service::{Service, VipEntry, vip_kind},
 };
 
@@ -63,6 +63,16 @@ pub fn remembers(service: usize, slot: u32) -> bool {
     hash::mix(u64::from(slot) << 8 | service as u64 | 1 << 40).is_multiple_of(4)
 }
 
+/// The services of the world as rows, by slot.
+pub fn services() -> Vec<Service> {
+    let ring = Published { half: 0, size: RING }.pack();
+    let row = |(service, cell): (usize, Cell)| {
+        let (length, cid_rotation) = cid(service).unwrap_or_default();
+        Service { ring, server_id_len: length as u8, cid_rotation, ..cell.service_row() }
+    };
+    cells().into_iter().enumerate().map(row).collect()
+}
+
 /// The backends of the world, by slot.
 pub fn backends() -> Vec<Backend> {
     let mut rows = Vec::new();
@@ -95,13 +105,45 @@ pub fn server_id(service: usize, backend: u32) -> Vec<u8> {
     first.into_iter().chain(mixed).chain(mixed).take(length).collect()
 }
 
-/// The world as maps, on a rig of [`SIZES`].
-pub fn set_up(rig: &mut Rig) -> Result<()> {
-    rig.control.change(0, |control| control.flags |= control_flag::NAT);
-    for (service, cell) in cells().into_iter().enumerate() {
-        rig.put_vip(cell.vip_entry(service as u16))?;
-        let (length, cid_rotation) = cid(service).unwrap_or_default();
-        rig.services.set(service as u32, Service { server_id_len: length as u8, cid_rotation, ..cell.service_row() });
+/// Maps that a world can be put on.
+pub trait Maps {
+    /// Changes the settings.
+    fn change_control(&mut self, change: impl FnOnce(&mut Control));
+    /// Adds an entry to the VIP table.
+    fn put_vip(&mut self, entry: VipEntry) -> Result<()>;
+    /// Writes a service's row.
+    fn put_service(&mut self, slot: u32, row: Service);
+    /// Writes a backend's row.
+    fn put_backend(&mut self, slot: u32, row: Backend);
+    /// Makes a ring, in half 0.
+    fn put_ring(&mut self, service: u16, ring: &[RingSlot]) -> Result<()>;
+}
+
+impl Maps for Rig {
+    fn change_control(&mut self, change: impl FnOnce(&mut Control)) {
+        self.control.change(0, change);
+    }
+
+    fn put_vip(&mut self, entry: VipEntry) -> Result<()> {
+        Self::put_vip(self, entry)
+    }
+
+    fn put_service(&mut self, slot: u32, row: Service) {
+        self.services.set(slot, row);
+    }
+
+    fn put_backend(&mut self, slot: u32, row: Backend) {
+        self.backends.set(slot, row);
+    }
+
+    fn put_ring(&mut self, service: u16, ring: &[RingSlot]) -> Result<()> {
+        Self::put_ring(self, service, 0, ring)
+    }
+}
+
+/// The world as maps of [`SIZES`].
+pub fn set_up(maps: &mut impl Maps) -> Result<()> {
+    for service in 0..cells().len() {
         let slot = |backend: u32| 1 + backend_slot(service, backend);
         let slots: Vec<RingSlot> = (0..RING)
             .map(|index| RingSlot {
@@ -109,19 +151,29 @@ pub fn set_up(rig: &mut Rig) -> Result<()> {
                 previous: if remembers(service, index) { slot(DRAINING) } else { 0 },
             })
             .collect();
-        rig.put_ring(service as u16, 0, &slots)?;
+        maps.put_ring(service as u16, &slots)?;
+    }
+    set_rows(maps)
+}
+
+/// All of the world but its rings.
+pub fn set_rows(maps: &mut impl Maps) -> Result<()> {
+    maps.change_control(|control| control.flags = control_flag::NAT);
+    for (service, row) in services().into_iter().enumerate() {
+        maps.put_vip(cells()[service].vip_entry(service as u16))?;
+        maps.put_service(service as u32, row);
     }
     for (slot, row) in backends().into_iter().enumerate() {
-        rig.backends.set(slot as u32, row);
+        maps.put_backend(slot as u32, row);
         let cell = cells()[usize::from(row.service)];
         if cid(row.service.into()).is_some() {
             let id = server_id(row.service.into(), slot as u32 % BACKENDS);
-            rig.put_vip(server_id_entry(row.service, &id, slot as u32))?;
+            maps.put_vip(server_id_entry(row.service, &id, slot as u32))?;
         }
         if cell.mode == Mode::Nat {
             let (kind, target) = (vip_kind::NAT_SOURCE, row.service.into());
             let protocol = cell.protocol.number();
-            rig.put_vip(VipEntry { addr: row.addr, port: row.port, protocol, kind, target, pad: [0; 2] })?;
+            maps.put_vip(VipEntry { addr: row.addr, port: row.port, protocol, kind, target, pad: [0; 2] })?;
         }
     }
     Ok(())

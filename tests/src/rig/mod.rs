@@ -166,20 +166,7 @@ impl Rig {
         self.peers.clear();
         self.stats.clear();
         self.outcomes.clear();
-        self.control.set(
-            0,
-            Control {
-                vips: u64::from(self.sizes.vips - 1),
-                vip_seeds: [VIP_SEED, VIP_SEED],
-                flags: 0,
-                jiffy_ns: self.jiffies.map_or(0, |found| found.jiffy_ns),
-                jiffies_offset_ns: self.jiffies.map_or(0, |found| found.offset_ns),
-                flow_slots: self.sizes.flow_slots,
-                backend_slots: self.sizes.backends,
-                pad: bytemuck::Zeroable::zeroed(),
-                table_keys: std::array::from_fn(|i| hash::mix(i as u64 + 77)),
-            },
-        );
+        self.control.set(0, settings(self.sizes, self.jiffies));
         self.forget_fragments()
     }
 
@@ -209,14 +196,19 @@ impl Rig {
 
     /// The same where a look-up of `sought` comes by, whatever the entry is.
     pub fn put_vip_for(&self, entry: VipEntry, sought: VipEntry) -> Result<()> {
-        let mask = self.sizes.vips - 1;
-        let hash = hash::vip(VIP_SEED, &sought.addr, sought.port, sought.protocol);
-        let free = (0..VIP_PROBES)
-            .map(|probe| hash.wrapping_add(probe) & mask)
-            .find(|&row| self.vips.get(row).kind == vip_kind::EMPTY)
-            .context("no room in the VIP table")?;
+        let free = vip_place(self.sizes, &sought, |row| self.vips.get(row).kind == vip_kind::EMPTY)?;
         self.vips.set(free, entry);
         Ok(())
+    }
+
+    /// Empties the VIP table.
+    pub fn clear_vips(&self) {
+        self.vips.clear();
+    }
+
+    /// Forgets the neighbours of clients.
+    pub fn clear_peers(&self) {
+        self.peers.clear();
     }
 
     /// Tells the program its MAC address on the interface that test-run says packets come in on.
@@ -280,6 +272,29 @@ impl Rig {
 /// all there is room for.
 pub fn can_crowd() -> Result<bool> {
     Ok(Version::running().context("the kernel's version")? >= Version(6, 12))
+}
+
+/// The first settings of a rig, of which the secrets are no secrets.
+pub fn settings(sizes: Sizes, jiffies: Option<Jiffies>) -> Control {
+    Control {
+        vips: u64::from(sizes.vips - 1),
+        vip_seeds: [VIP_SEED, VIP_SEED],
+        flags: 0,
+        jiffy_ns: jiffies.map_or(0, |found| found.jiffy_ns),
+        jiffies_offset_ns: jiffies.map_or(0, |found| found.offset_ns),
+        flow_slots: sizes.flow_slots,
+        backend_slots: sizes.backends,
+        pad: bytemuck::Zeroable::zeroed(),
+        table_keys: std::array::from_fn(|i| hash::mix(i as u64 + 77)),
+    }
+}
+
+/// The row of the VIP table's published half that an entry is put into.
+pub fn vip_place(sizes: Sizes, entry: &VipEntry, is_free: impl Fn(u32) -> bool) -> Result<u32> {
+    let mask = sizes.vips - 1;
+    let hash = hash::vip(VIP_SEED, &entry.addr, entry.port, entry.protocol);
+    let mut rows = (0..VIP_PROBES).map(|probe| hash.wrapping_add(probe) & mask);
+    rows.find(|&row| is_free(row)).context("no room in the VIP table")
 }
 
 /// Metadata that leaves no room for a header in the 256 bytes in front of a frame, of which the kernel's own

@@ -47,8 +47,7 @@ impl Engine {
             match holder {
                 // The row has had another holder since the state was written: this one must not inherit its flows.
                 Some(entry) if newer => {
-                    entry.generation = row.generation + 1;
-                    self.balancer.backend_slots.observe(row.slot.0, row.generation + 1);
+                    entry.generation = self.balancer.backend_slots.renew(row.slot.0);
                 }
                 None if row.state != BackendState::Free => self.strike(row.slot, row.generation),
                 _ => {}
