@@ -9,10 +9,13 @@ mod machine;
 mod mutants;
 mod packages;
 mod record;
+mod sanitize;
 mod setup;
 mod test;
 mod toolchain;
 mod tools;
+#[cfg(test)]
+mod unsafe_code;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -62,6 +65,8 @@ enum Task {
     },
     /// Run the fuzz targets under libFuzzer (as root: packets go through the real program too)
     Fuzz(fuzz::FuzzOptions),
+    /// Run the host tests, and every input that fuzzing has kept, under AddressSanitizer
+    Sanitize,
     /// Everything that must hold before a change lands; what .ci/run calls
     Ci,
     /// Check licences and sources of the dependencies; builds cargo-deny the first time
@@ -93,6 +98,7 @@ fn run(task: Task) -> Result<()> {
         Task::Chaos { arguments } => Err(command::become_it(test::chaos()?.args(arguments))),
         Task::Mutants { quick } => mutants::mutants(quick),
         Task::Fuzz(options) => fuzz::fuzz(&options),
+        Task::Sanitize => sanitize::sanitize(),
         Task::Ci => ci::ci(),
         Task::Deny => ci::deny(),
         Task::Dist { test } => dist::dist(test),
