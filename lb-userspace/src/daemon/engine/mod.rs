@@ -3,8 +3,9 @@
 //! A cycle writes what has changed to the datapath, looks at the flow table if that is due, lets time act, and carries out what
 //! follows. Requests are answered after their cycle and after what they changed is on disk.
 //!
-//! **Invariant:** the order in which a drain begins: it is on disk, the backend's row is marked, the ring is published without it,
-//! packets in flight are waited out, only then looks count and only then is the caller answered.
+//! **Invariant:** the order in which a drain begins: the backend's row is marked, the ring is published without it, packets in
+//! flight are waited out, the drain is on disk, the row gets its deadline, only then looks count and only then is the caller
+//! answered.
 
 mod adopt;
 mod host;

@@ -15,13 +15,36 @@ use crate::{
 /// So many freed rows' flows are cleared between two looks: each walks the whole table.
 const PURGES_AT_ONCE: usize = 4;
 
+/// Which deadlines rows are written with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deadlines {
+    /// Those of the drains.
+    Wanted,
+    /// Those that are there.
+    Kept,
+}
+
 impl Engine {
     /// Writes what has changed: rows, then rings, then VIPs; then waits packets in flight out if somebody has left the
     /// rotation. After a failure everything that was to be written is to be written again.
     pub(super) fn publish(&mut self) -> Result<(), DatapathError> {
+        self.publish_with(Deadlines::Wanted)
+    }
+
+    /// The same with the deadlines that the rows have had; the others are left for the next [`Engine::publish`].
+    pub(super) fn publish_without_deadlines(&mut self) -> Result<(), DatapathError> {
+        let dirty = self.balancer.take_dirty();
+        let touch_all = |engine: &mut Self| dirty.iter().for_each(|slot| engine.balancer.touch(*slot));
+        touch_all(self);
+        let published = self.publish_with(Deadlines::Kept);
+        touch_all(self);
+        published
+    }
+
+    fn publish_with(&mut self, deadlines: Deadlines) -> Result<(), DatapathError> {
         let mut dirty = self.balancer.take_dirty();
         while let Some(slot) = dirty.pop_first() {
-            if let Err(error) = self.publish_service(slot) {
+            if let Err(error) = self.publish_service(slot, deadlines) {
                 for slot in dirty.into_iter().chain([slot]) {
                     self.balancer.touch(slot);
                 }
@@ -37,7 +60,7 @@ impl Engine {
         self.seal()
     }
 
-    fn publish_service(&mut self, slot: ServiceSlot) -> Result<(), DatapathError> {
+    fn publish_service(&mut self, slot: ServiceSlot, deadlines: Deadlines) -> Result<(), DatapathError> {
         let Some(service) = self.balancer.services.iter_mut().find(|service| service.slot == slot) else {
             return Ok(());
         };
@@ -48,8 +71,13 @@ impl Engine {
             self.written.vips_stale = true;
         }
         for entry in &service.backends {
-            let wanted = service.backend_config(entry);
+            let mut wanted = service.backend_config(entry);
             let written = self.written.backends.get(&entry.slot);
+            if deadlines == Deadlines::Kept {
+                let draining =
+                    written.filter(|row| matches!(row.state, BackendState::Draining | BackendState::UnhealthyDraining));
+                wanted.deadline_ns = draining.and_then(|written| written.deadline_ns);
+            }
             if written == Some(&wanted) {
                 continue;
             }

@@ -153,11 +153,10 @@ impl Engine {
         })
     }
 
-    /// Puts what a command did into force, once it is on disk: whoever is cut by a deadline was cut by a drain that a restart knows
-    /// of, even if the daemon is killed in between. What the datapath cannot do at the moment it is asked again.
+    /// Puts what a command did into force. What the datapath cannot do at the moment it is asked again.
     fn then_cycle<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
         let value = result?;
-        self.write_ahead();
+        self.mark_and_write();
         match self.cycle(false) {
             Ok(()) => Ok(value),
             Err(error) => {
@@ -168,11 +167,18 @@ impl Engine {
         }
     }
 
-    /// What cannot be written now is answered for after the cycle.
-    fn write_ahead(&mut self) {
-        if self.balancer.has_news() {
-            self.behind |= self.save_or_say_why().is_err();
+    /// Marks rows and moves slots, which must not wait for the disk, and which a daemon that is killed now and knows nothing of them
+    /// takes back. Deadlines and cuts it could not take back: those come after the disk, with the next cycle.
+    fn mark_and_write(&mut self) {
+        if !self.balancer.has_news() {
+            return;
         }
+        if let Err(error) = self.publish_without_deadlines() {
+            // The cycle that follows meets it again, and says so.
+            tracing::debug!("{error}");
+        }
+        // What cannot be written now is answered for after the cycle.
+        self.behind |= self.save_or_say_why().is_err();
     }
 
     fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceSpec, Error> {
@@ -285,7 +291,7 @@ impl Engine {
         });
         match taken {
             Ok(()) => {
-                self.write_ahead();
+                self.mark_and_write();
                 self.behind = true;
                 self.cycle(false).map_err(|error| {
                     self.take_back(&added);

@@ -439,7 +439,8 @@ async fn a_failing_datapath_is_tried_again() {
     let rig = three().await;
     let now_ns = rig.clock.now().mono_ns;
     rig.kernel().open(slot(1), 1, now_ns);
-    rig.kernel().failing.insert("set_ring_slots");
+    // Slot by slot, and whole at the second attempt.
+    rig.kernel().failing.extend(["set_ring_slots", "put_ring"]);
     let error = rig.handle.drain("web", "web-1", timeout(60)).await.expect_err("it fails");
     assert_eq!(error.kind(), ErrorKind::Internal);
     rig.kernel().failing.clear();
@@ -594,6 +595,7 @@ async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
 /// back in rotation.
 #[tokio::test(start_paused = true)]
 async fn killed_in_the_midst_of_a_drain_the_next_daemon_knows_of_what_is_in_force() {
+    let (mut lost, mut known) = (0, 0);
     for seconds in [0, 20] {
         for step in 1.. {
             let rig = three().await;
@@ -604,14 +606,25 @@ async fn killed_in_the_midst_of_a_drain_the_next_daemon_knows_of_what_is_in_forc
                 assert!(step > 2, "it dies at every step first");
                 break;
             }
-            assert_ne!(rig.kernel().backends[&slot(1)].state, BackendState::Active, "the row is marked first");
+            let row = rig.kernel().backends[&slot(1)].clone();
+            assert_ne!(row.state, BackendState::Active, "the row is marked first");
             rig.kernel().calls_left = None;
             let (datapath, clock, directory) = rig.kill().await;
             let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+            let state = get(&rig, 1).await.state;
+            if row.deadline_ns.is_none() && state == State::Active {
+                // Killed before it was on disk: nobody was told of it, and nothing is left of it.
+                let kernel = rig.kernel();
+                assert_eq!((kernel.backends[&slot(1)].state, kernel.flows.len()), (BackendState::Active, 3));
+                lost += 1;
+                continue;
+            }
             let expected = if seconds == 0 { State::Drained } else { State::Draining };
-            assert_eq!(get(&rig, 1).await.state, expected, "{seconds} s, killed at step {step}");
+            assert_eq!(state, expected, "{seconds} s, killed at step {step}");
+            known += 1;
         }
     }
+    assert!(lost > 0 && known > 0, "{lost} {known}");
 }
 
 #[tokio::test(start_paused = true)]
