@@ -187,7 +187,7 @@ fn connections_stay_when_they_move_tunnel_v6() -> Result<()> {
 fn without_it_they_break() -> Result<()> {
     let mut stage = Stage::set(Forward::Dsr, Arms::One, Family::V4, &[])?;
     let talks = stage.talks(TALKS)?;
-    let moved: Vec<Result<String>> = talks.iter().map(|(talk, _)| stage.moved(talk, 10)).collect();
-    assert!(moved.iter().any(Result::is_err), "all of them stayed: {moved:?}");
+    // One is enough, and each takes its time.
+    assert!(talks.iter().any(|(talk, _)| stage.moved(talk, 10).is_err()), "all of them stayed");
     Ok(())
 }
