@@ -18,10 +18,11 @@ fn the_embedded_programs_load() -> Result<()> {
         let info = program.info()?;
         let instructions = info.verified_instruction_count().context("this kernel does not tell")?;
         let release = kernel::release()?;
-        // Not by the macro, whose output the test runner keeps: `cargo xtask test` repeats this line.
+        // Not by the macro, whose output the test runner keeps: `cargo xtask test` repeats this line, which is one of its own
+        // also where the runner has begun one.
         writeln!(
             io::stdout(),
-            "verifier: Linux {release} looked at {instructions} instructions of {name}, and made {} bytes of machine code",
+            "\nverifier: Linux {release} looked at {instructions} instructions of {name}, and made {} bytes of machine code",
             info.size_jitted()
         )?;
         ensure!(instructions <= MOST_INSTRUCTIONS, "{instructions} instructions of {name} for the verifier");

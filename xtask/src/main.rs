@@ -4,6 +4,7 @@ mod ci;
 mod command;
 mod dist;
 mod fuzz;
+mod kernel;
 mod linker;
 mod machine;
 mod mutants;

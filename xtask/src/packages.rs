@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{command, machine};
 
@@ -41,6 +41,14 @@ const TOOLS: &[Tool] = &[
     Tool { unit: Some("nginx.service"), ..tool("nginx", "nginx-light") },
 ];
 
+/// What only tests under another kernel need.
+const EMULATOR: &[Tool] = &[
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("busybox", "busybox-static"),
+    tool("cpio", "cpio"),
+    tool("depmod", "kmod"),
+];
+
 /// The programs' names, for the report.
 pub(crate) fn names() -> Vec<&'static str> {
     TOOLS.iter().map(|tool| tool.program).collect()
@@ -48,7 +56,16 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// Installs what is missing of the list.
 pub(crate) fn ensure() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| command::which(tool.program).is_none()).collect();
+    ensure_all(TOOLS)
+}
+
+/// The same for tests under another kernel.
+pub(crate) fn ensure_emulator() -> Result<()> {
+    ensure_all(EMULATOR)
+}
+
+fn ensure_all(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| command::which(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -104,6 +121,11 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdin(Stdio::null()),
     )
+}
+
+/// Fetches the package lists.
+pub(crate) fn update_lists() -> Result<()> {
+    update(&command::which("apt-get").context("this machine has no apt-get: Debian's kernels are fetched with it")?)
 }
 
 /// Another installation may be under way, a mirror may hiccup.

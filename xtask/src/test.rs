@@ -12,11 +12,11 @@ use clap::Args;
 
 use crate::{
     command::{self, cargo, root},
-    setup,
+    kernel, setup,
 };
 
 /// Tells the scenarios and the demo which binary to drive.
-const BINARY_VARIABLE: &str = "EBB_BIN";
+pub(crate) const BINARY_VARIABLE: &str = "EBB_BIN";
 
 /// Packages whose tests need neither root nor a network.
 const HOST_TESTS: &[&str] = &["lb-common", "lb-userspace", "xtask"];
@@ -34,18 +34,37 @@ pub(crate) struct TestOptions {
     /// Run only tests whose name contains this
     #[arg(long, value_name = "SUBSTRING")]
     filter: Option<String>,
+
+    /// Under Debian's kernel of this version (6.1, 6.12), in a virtual machine: what hangs on the kernel
+    #[arg(long, value_name = "VERSION", conflicts_with = "host_only")]
+    kernel: Option<String>,
+
+    /// Under that kernel run this test program of the ebb-tests package (drain, modes); may be given several times
+    #[arg(long, value_name = "NAME", requires = "kernel")]
+    test: Vec<String>,
+
+    /// Under that kernel run only what CI has time for
+    #[arg(long, requires = "kernel", conflicts_with_all = ["test", "filter"])]
+    quick: bool,
+
+    /// What runs that kernel
+    #[arg(long, value_enum, default_value_t, requires = "kernel")]
+    accelerator: kernel::Accelerator,
 }
 
 /// Sets up, builds and runs the tests; all run even if one fails.
 pub(crate) fn test(options: &TestOptions) -> Result<()> {
+    if let Some(version) = &options.kernel {
+        let filter = options.filter.as_deref();
+        return kernel::test(&if options.quick {
+            kernel::Plan::quick(version, options.accelerator)
+        } else {
+            kernel::Plan::of(version, &options.test, filter, options.accelerator)
+        });
+    }
     setup::ensure(if options.host_only { setup::Needs::Build } else { setup::Needs::Lab })?;
 
-    // One command for all of them: dependencies are then compiled once, with the features that any of them asks for, and
-    // so is `ebb` itself, which Cargo builds for the tests of its package.
-    let lab = if options.host_only { &[] } else { LAB_TESTS };
-    let mut all = cargo();
-    all.arg("test").args(HOST_TESTS.iter().chain(lab).flat_map(|package| ["-p", package]));
-    all.env(BINARY_VARIABLE, target_directory()?.join("debug/ebb"));
+    let mut all = all_tests(!options.host_only)?;
     // The eBPF crate's library is the part of it that also runs on the host.
     let mut ebpf = cargo();
     ebpf.args(["test", "-p", "lb-ebpf", "--lib"]);
@@ -74,10 +93,20 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
     Ok(())
 }
 
+/// `cargo test` for all that the host's Cargo builds. One command: dependencies are then compiled once, with the features that
+/// any of them asks for, and so is `ebb` itself, which Cargo builds for the tests of its package.
+pub(crate) fn all_tests(lab: bool) -> Result<Command> {
+    let lab = if lab { LAB_TESTS } else { &[] };
+    let mut all = cargo();
+    all.arg("test").args(HOST_TESTS.iter().chain(lab).flat_map(|package| ["-p", package]));
+    all.env(BINARY_VARIABLE, target_directory()?.join("debug/ebb"));
+    Ok(all)
+}
+
 /// What the test runners counted.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Tally {
-    passed: u32,
+pub(crate) struct Tally {
+    pub(crate) passed: u32,
     failed: u32,
     ignored: u32,
 }
@@ -104,21 +133,22 @@ impl fmt::Display for Tally {
     }
 }
 
-/// How the packet suite's line begins that says how many fixtures passed in each mode.
-const LISTING: &str = "packet suite: ";
+/// How the lines begin that are repeated: how many of the packet suite's fixtures passed in each mode, and what the verifier
+/// had to do.
+const LISTINGS: [&str; 2] = ["packet suite: ", "verifier: "];
 
 /// What is repeated at the end of what the runners said.
 #[derive(Debug, Default)]
-struct Said {
-    tally: Tally,
-    listings: Vec<String>,
+pub(crate) struct Said {
+    pub(crate) tally: Tally,
+    pub(crate) listings: Vec<String>,
 }
 
 impl Said {
-    fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if let Some(counted) = Tally::parse(line) {
             self.tally.add(counted);
-        } else if line.starts_with(LISTING) {
+        } else if LISTINGS.iter().any(|listing| line.starts_with(listing)) {
             self.listings.push(line.to_owned());
         }
     }
