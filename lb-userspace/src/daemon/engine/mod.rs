@@ -4,7 +4,7 @@
 //! follows. Requests are answered after their cycle and after what they changed is on disk.
 //!
 //! **Invariant:** the order in which a drain begins: the backend's row is marked, the ring is published without it, packets in
-//! flight are waited out, the drain is on disk, the row gets its deadline, only then looks count and only then is the caller
+//! flight are waited out, from then on looks count, the drain is on disk, the row gets its deadline, and only then is the caller
 //! answered.
 
 mod adopt;

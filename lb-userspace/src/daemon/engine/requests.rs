@@ -173,7 +173,10 @@ impl Engine {
         if !self.balancer.has_news() {
             return;
         }
-        if let Err(error) = self.publish_without_deadlines() {
+        // What a drain began with is written with it.
+        let marked =
+            self.publish_without_deadlines().and_then(|()| if self.must_look() { self.look() } else { Ok(()) });
+        if let Err(error) = marked {
             // The cycle that follows meets it again, and says so.
             tracing::debug!("{error}");
         }
