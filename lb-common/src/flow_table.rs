@@ -155,6 +155,12 @@ const fn next_hop(hop: u64, set: u64, clear: u64) -> u64 {
     version | (((hop & PLACES) | set) & !clear)
 }
 
+/// The places at which flows of a home are kept, a bit each, for [`Geometry::place`].
+#[inline(always)]
+pub fn places<E: Entry>(home: E) -> u64 {
+    home.hop() & PLACES
+}
+
 /// What a look-up found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {

@@ -147,25 +147,37 @@ const ATTEMPTS: u32 = 3;
 #[inline(always)]
 fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
     let mut hop = new.hop;
-    let old = if new.replaces == NONE { None } else { Some(new.replaces) };
+    let mut old = if new.replaces == NONE { None } else { Some(new.replaces) };
+    let mut crowded = false;
     for _ in 0..ATTEMPTS {
-        let index = claim(place.home, init.now);
+        let index = if crowded { ebb_relieve(place.home, init.now) } else { claim(place.home, init.now) };
         if index == NONE {
             return NONE;
         }
         tally::begin(index);
+        // In a full table the entry given up may be the very one that was to be replaced.
+        if index == new.replaces {
+            old = None;
+        }
         hop = flow_table::after_claim(FlowMap, place.geometry, place.home, hop, index);
         match flow_table::insert(FlowMap, place.geometry, place.home, hop, index, (&place.key, init), old) {
             Insert::Done => return index,
-            Insert::Crowded => return NONE,
-            Insert::Raced => {}
+            Insert::Crowded => {
+                crowded = true;
+                continue;
+            }
+            Insert::Raced => crowded = false,
         }
         // Some flow of this home came or went: perhaps it is this very one.
+        hop = FlowMap.at(place.home).map_or(0, Entry::hop);
         let found = if init.flags & flow_flag::CANDIDATE == 0 { place.main() } else { place.second() };
         match found {
-            Lookup::Missing { hop: seen } if old.is_none() => hop = seen,
+            Lookup::Missing { hop: seen } => {
+                hop = seen;
+                old = None;
+            }
             Lookup::Found { index, .. } if index != new.replaces => return index,
-            _ => return NONE,
+            Lookup::Found { .. } => {}
         }
     }
     NONE
@@ -246,6 +258,33 @@ pub extern "C" fn ebb_make_room(home: u32, now: u32, tries: u32) -> u32 {
         let meta = entry.meta();
         let rank = rank(entry.key().service(), meta.flags(), time::age(now, meta.last_seen()));
         let rank = if tries == NEAR && rank > NEAR_TICKS { NEAR_TICKS } else { rank };
+        if meta.life() as u16 == Life::Linked as u16 && rank > oldest {
+            oldest = rank;
+            victim = index;
+        }
+    }
+    if victim == NONE { NONE } else { evict(victim, now) }
+}
+
+/// Takes the entry of the dead flow, or of the unverified one silent for longest, of a home that has as many as it can. In a
+/// full table that befalls one new flow in 10^9, and at the rate of a flood that is often.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_relieve(home: u32, now: u32) -> u32 {
+    let (Some(entry), Some(control)) = (FlowMap.at(home), CONTROL.get(0)) else { return NONE };
+    let geometry = control.geometry();
+    let mut places = flow_table::places(entry);
+    let mut victim = NONE;
+    let mut oldest = 0;
+    for _ in 0..flow_table::MAX_PER_HOME {
+        if places == 0 {
+            break;
+        }
+        let index = geometry.place(home, places.trailing_zeros() & 63);
+        places &= places - 1;
+        let Some(entry) = FlowMap.at(index) else { return NONE };
+        let meta = entry.meta();
+        let rank = rank(entry.key().service(), meta.flags(), time::age(now, meta.last_seen()));
         if meta.life() as u16 == Life::Linked as u16 && rank > oldest {
             oldest = rank;
             victim = index;

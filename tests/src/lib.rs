@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod chaos;
+pub mod flood;
 pub mod lab;
 pub mod model;
 pub mod packets;

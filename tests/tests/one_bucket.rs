@@ -9,7 +9,11 @@ use ebb_tests::{
     rig::{Cell, Mode, Protocol},
 };
 use ebb_tests_ebpf::walk;
-use lb_common::flow::{FlowKey, Life, Meta, flow_flag};
+use lb_common::{
+    flow::{FlowKey, Life, Meta, flow_flag},
+    flow_table::MAX_PER_HOME,
+    outcome::Outcome,
+};
 
 /// Room for so few flows makes a table of one set of 16 entries: every place of every home is in it.
 const ROOM: u32 = 10;
@@ -34,6 +38,67 @@ fn two_cpus_opening_closing_and_displacing_in_one_bucket_leave_it_whole() -> Res
             at_once(&bench, packets, flows)?;
             check(&bench).with_context(|| format!("{packets:?} of {flows} flows"))?;
         }
+    }
+    Ok(())
+}
+
+/// In a full table the entry that a new flow is given may be the very one that its own tuple had before.
+#[test]
+fn a_port_used_again_in_a_full_table_is_known() -> Result<()> {
+    let mut bench = Bench::load(ROOM)?;
+    bench.set_up(CELL)?;
+    let places = bench.rig.sizes.flow_slots;
+    for round in 0..20_u8 {
+        let mut job = bench.job(Packet::Open, walk::SEQUENTIAL, 0, places);
+        // Another initial sequence number each time.
+        bytemuck::cast_slice_mut::<u64, u8>(&mut job.template)[SEQUENCE] = round;
+        bench.run(Target::Ebb, &job, places)?;
+        check(&bench)?;
+    }
+    ensure!(bench.counted(Outcome::NewFlow) == u64::from(places) * 20, "{:?}", bench.rig.counters());
+    Ok(())
+}
+
+/// First byte of the sequence number of a TCP segment in an IPv4 frame.
+const SEQUENCE: usize = 14 + 20 + 4;
+
+/// A home that has as many flows as it can gives up one that is not established for another, and none that is.
+#[test]
+fn a_crowded_home_makes_room() -> Result<()> {
+    let mut bench = Bench::load(ROOM)?;
+    bench.set_up(CELL)?;
+    let one = |bench: &Bench, packet, flow| bench.run(Target::Ebb, &bench.job(packet, walk::CONSTANT, flow, 1), 1);
+    let mut neighbours = Vec::new();
+    for flow in 0.. {
+        bench.rig.flows.clear();
+        one(&bench, Packet::Open, flow)?;
+        let control = bench.rig.control.get(0);
+        let entry = bench.rig.flows.iter().find(|entry| Meta(entry.meta).life() == Life::Linked);
+        let entry = entry.with_context(|| format!("flow {flow} is not known"))?;
+        let key = FlowKey { client: entry.client, port_service: entry.port_service };
+        if control.geometry().home(key.hash(&control.table_keys)) == 3 {
+            neighbours.push(flow);
+        }
+        if neighbours.len() == MAX_PER_HOME as usize + 1 {
+            break;
+        }
+    }
+    let (last, others) = neighbours.split_last().context("some")?;
+    for (established, outcome) in [(false, Outcome::NewFlow), (true, Outcome::Untracked)] {
+        bench.rig.flows.clear();
+        for flow in others {
+            one(&bench, Packet::Open, *flow)?;
+            if established {
+                one(&bench, Packet::More, *flow)?;
+                one(&bench, Packet::More, *flow)?;
+            }
+        }
+        let before = bench.counted(outcome);
+        one(&bench, Packet::Open, *last)?;
+        ensure!(bench.counted(outcome) == before + 1, "established {established}: {:?}", bench.rig.counters());
+        check(&bench)?;
+        let flows = bench.rig.flows.iter().filter(|entry| Meta(entry.meta).life() == Life::Linked).count();
+        ensure!(flows == others.len(), "{flows} flows in the place of {}", others.len());
     }
     Ok(())
 }

@@ -77,6 +77,84 @@ pub const fn address_of(flow: u32) -> u32 {
     0x0a10_0000 + flow / PORTS
 }
 
+/// A flood: frames that differ in a few random words.
+pub mod flood {
+    use super::{Pod, Zeroable};
+
+    /// Bytes of every frame.
+    pub const FRAME: usize = 128;
+    /// Random words of a frame.
+    pub const WORDS: usize = 4;
+    /// The senders' addresses: 198.18.0.0/15 (RFC 2544) …
+    pub const NET_V4: u32 = 0xc612_0000;
+    /// … under this mask, …
+    pub const MASK_V4: u32 = 0xfffe_0000;
+    /// … and 2001:2::/48 (RFC 5180), of which this is the first word.
+    pub const NET_V6: u32 = 0x2001_0002;
+
+    /// Checksums that a random word counts in.
+    pub mod sum {
+        /// IPv4's own.
+        pub const IP: u32 = 1;
+        /// The transport's.
+        pub const TRANSPORT: u32 = 2;
+    }
+
+    /// A word that is another one in each frame: `base`, and random bits under `mask`.
+    #[repr(C)]
+    #[derive(Clone, Copy, Pod, Zeroable, Debug, Default)]
+    pub struct Word {
+        /// Where it stands; 0 for none.
+        pub at: u32,
+        /// Bits of [`sum`].
+        pub sums: u32,
+        /// Fixed bits, in host order.
+        pub base: u32,
+        /// Which bits are random.
+        pub mask: u32,
+    }
+
+    /// What one CPU sends.
+    #[repr(C, align(64))]
+    #[derive(Clone, Copy, Pod, Zeroable, Debug)]
+    pub struct Flood {
+        /// The frame, with zeroes where random words and the checksums that they count in stand.
+        pub frame: [u64; FRAME / 8],
+        /// The random words.
+        pub words: [Word; WORDS],
+        /// Sums of 16-bit words, not complemented, without the random words: IPv4's and the transport's.
+        pub sums: [u32; 2],
+        /// Where these checksums stand; 0 for none.
+        pub sums_at: [u32; 2],
+        /// State of the generator; not 0.
+        pub state: u64,
+        /// Interface to send out of.
+        pub interface: u32,
+        /// Explicit padding.
+        pub pad: [u32; 9],
+    }
+
+    const _: () = assert!(size_of::<Flood>() == 256);
+
+    /// What the sieve has seen on one CPU of a flood's frames on their way back from the balancer.
+    #[repr(C, align(64))]
+    #[derive(Clone, Copy, Pod, Zeroable, Debug)]
+    pub struct Seen {
+        /// Frames from the flood's senders: the balancer has sent them on.
+        pub forwarded: u64,
+        /// Their bytes.
+        pub forwarded_bytes: u64,
+        /// Frames for the flood's senders: answers.
+        pub answered: u64,
+        /// Their bytes.
+        pub answered_bytes: u64,
+        /// Of the frames sent on, one in so many (a power of two) less one is let through to its backend; the rest is taken.
+        pub let_through_mask: u64,
+        /// Explicit padding.
+        pub pad: [u64; 3],
+    }
+}
+
 /// Layouts of the yardstick's maps.
 pub mod yardstick {
     use super::{Pod, Zeroable};

@@ -8,6 +8,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "the signature that the xdp attribute asks for")]
 
 mod driver;
+mod flood;
 mod floor;
 mod wire;
 mod yardstick;

@@ -22,7 +22,7 @@ use crate::{
     rig::{Action, Cell, INGRESS, Mapped, Protocol, Rig, Sizes, backend_mac, view},
 };
 
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebb-bench-xdp"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ebb-bench-xdp"));
 
 /// A row of a map, for aya.
 #[repr(transparent)]
@@ -213,7 +213,7 @@ pub(super) fn job(cell: Cell, kind: Packet, walk: u32, first: u32, flows: u32) -
     }
 }
 
-pub(super) fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+pub(crate) fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
     Ok(ebpf.program(name).with_context(|| format!("the benchmark's object has no {name}"))?.try_into()?)
 }
 

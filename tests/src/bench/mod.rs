@@ -14,6 +14,7 @@ mod driver;
 mod ends;
 mod extra;
 mod fleet;
+mod floods;
 mod plot;
 mod rates;
 mod report;
@@ -22,6 +23,7 @@ mod scale;
 mod tables;
 mod wire;
 
+pub(crate) use self::driver::{OBJECT, program};
 pub use self::{
     case::{Case, Effort, Kind, cases},
     commands::drain_latency,
@@ -30,6 +32,7 @@ pub use self::{
     ends::drained_after_last_end,
     extra::{capacity, two_cpus},
     fleet::Size,
+    floods::floods,
     plot::svg,
     rates::rates,
     report::{Figure, Report, Row, Spread},

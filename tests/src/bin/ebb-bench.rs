@@ -7,7 +7,7 @@ use clap::Parser;
 use ebb_tests::{
     bench::{
         Bench, Case, Effort, Figure, Report, Size, Spread, Target, capacity, cases, connections, drain_latency,
-        drained_after_last_end, pin, rates, rings, scale, svg, tables, two_cpus,
+        drained_after_last_end, floods, pin, rates, rings, scale, svg, tables, two_cpus,
     },
     scene::Forward,
 };
@@ -29,7 +29,7 @@ struct Options {
     svg: Option<PathBuf>,
 
     /// Only cases and parts whose name contains this; the parts are program, veth, connections, tables, commands, ends,
-    /// maglev, scale_services and scale_backends
+    /// floods, maglev, scale_services and scale_backends
     #[arg(long, value_name = "SUBSTRING")]
     filter: Option<String>,
 
@@ -119,7 +119,7 @@ fn effort(options: &Options, capacity: u32) -> Effort {
 type Part = fn(&Options) -> Result<Vec<Figure>>;
 
 /// What needs no table of the benchmark's own.
-const PARTS: [(&str, Part); 7] = [
+const PARTS: [(&str, Part); 8] = [
     ("maglev", |options| {
         let counts = options.or_quick(vec![3, 10, 100, 1_000, 4_000], vec![10]);
         let figures = counts.into_iter().map(|count| rings(count, options.or_quick(11, 1)));
@@ -136,6 +136,11 @@ const PARTS: [(&str, Part); 7] = [
         let mut figures = drained_after_last_end(Forward::Nat, options.or_quick(9, 1))?;
         figures.extend(drained_after_last_end(Forward::Dsr, options.or_quick(9, 1))?);
         Ok(figures)
+    }),
+    ("floods", |options| {
+        let each = options.or_quick(Duration::from_secs(5), Duration::from_millis(100));
+        let modes = options.or_quick(vec![Forward::Dsr, Forward::Nat], vec![Forward::Dsr]);
+        Ok(modes.into_iter().map(|forward| floods(forward, each)).collect::<Result<Vec<_>>>()?.concat())
     }),
     ("scale_services", |options| {
         let (services, backends) = options.or_quick((1_000, 100), (3, 4));

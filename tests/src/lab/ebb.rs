@@ -210,6 +210,14 @@ impl Ebb {
         self.daemon.as_ref().map(Child::id)
     }
 
+    /// The daemon's resident memory in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let pid = self.pid().context("no daemon is running")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.join("ebb.sock")
