@@ -15,6 +15,14 @@ pub fn coarse_ns() -> u64 {
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
+/// By how much this process's monotonic clock differs from the kernel's, seconds and nanoseconds: from the lines of
+/// `/proc/self/timens_offsets` (`time_namespaces(7)`).
+pub(crate) fn namespace_offset(offsets: &str) -> Option<(i64, i64)> {
+    let monotonic = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?;
+    let mut numbers = monotonic.split_whitespace().map_while(|number| number.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
 /// How the kernel's jiffies relate to its coarse clock.
 ///
 /// Once known this holds: with high-resolution timers jiffies are counted off `CLOCK_MONOTONIC` itself, one for each
@@ -91,6 +99,14 @@ mod tests {
         assert_eq!(found.jiffy_ns, 4_000_000);
         let later = at(8_000_000);
         assert_eq!(time::from_jiffies(later.jiffies, found.jiffy_ns, found.offset_ns), later.coarse_ns);
+    }
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read() {
+        let offsets = "monotonic       86400         7\nboottime            0         0\n";
+        assert_eq!(namespace_offset(offsets), Some((86_400, 7)));
+        assert_eq!(namespace_offset("monotonic -5 0\n"), Some((-5, 0)));
+        assert_eq!(namespace_offset(""), None);
     }
 
     #[test]

@@ -117,6 +117,7 @@ impl EbpfDatapath {
     /// Loads the program and attaches it, on new maps or on those of an earlier daemon. On an error nothing is changed.
     pub fn open(options: &Options) -> Result<Self, OpenError> {
         check_kernel()?;
+        check_clock()?;
         let grace = Grace::new().opening(|| "cannot make a BPF map".into())?;
         let pins = Pins::open(&options.pin_path)?;
         let path = pins.path().to_owned();
@@ -265,6 +266,16 @@ fn take_log(ebpf: &mut Ebpf) -> Option<ProgramLog> {
 fn check_kernel() -> Result<(), OpenError> {
     let found = kernel::release().opening(|| "cannot tell the kernel's version".into())?;
     if kernel::is_too_old(&found) { Err(OpenError::Kernel { found, needed: kernel::OLDEST }) } else { Ok(()) }
+}
+
+/// Refuses a clock that differs from the one that the packet path reads.
+fn check_clock() -> Result<(), OpenError> {
+    // A kernel without time namespaces has no such file.
+    let found = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+    match clock::namespace_offset(&found) {
+        Some((0, 0)) | None => Ok(()),
+        Some((offset_s, _)) => Err(OpenError::TimeNamespace { offset_s }),
+    }
 }
 
 /// Waits for packets in flight.

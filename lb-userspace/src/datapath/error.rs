@@ -21,6 +21,15 @@ pub enum OpenError {
         /// The oldest that has all it needs.
         needed: Version,
     },
+    /// A monotonic clock that is not the packet path's.
+    #[error(
+        "this process is in a time namespace, whose monotonic clock is {offset_s} s off the kernel's, by which flows and \
+         deadlines go: run ebb outside it"
+    )]
+    TimeNamespace {
+        /// By how many seconds.
+        offset_s: i64,
+    },
     /// No such interface.
     #[error("there is no interface named {name:?} here; there are: {known}")]
     NoInterface {

@@ -88,7 +88,7 @@ const TALLY: &str = "EBB_TALLY";
 /// the caller has the lock.
 pub(crate) fn load(pins: &Pins, sizes: &Sizes, log_level: u8) -> Result<Loaded, OpenError> {
     let declared = declared_maps()?;
-    let fresh = !adoptable(pins, &declared)?;
+    let fresh = !adoptable(pins, &declared);
     let mut undo = Undo::default();
     if fresh {
         for map in &declared {
@@ -219,22 +219,20 @@ fn declared_maps() -> Result<Vec<Declared>, OpenError> {
 
 /// Whether an earlier daemon's maps are all there. Some without the others are of no use: entries of the flow table
 /// cannot be found without the secrets in the control row.
-fn adoptable(pins: &Pins, declared: &[Declared]) -> Result<bool, OpenError> {
+fn adoptable(pins: &Pins, declared: &[Declared]) -> bool {
     let missing: Vec<&str> = declared.iter().map(|map| map.name.as_str()).filter(|name| !pins.has(name)).collect();
     if missing.len() == declared.len() {
-        return Ok(false);
+        return false;
     }
     if missing.is_empty() {
-        let control = pins.map(map_name::CONTROL)?;
-        let info = sys::map_info(control.as_fd()).opening(|| "cannot look at a map".into())?;
-        return Ok(info.map_type == sys::ARRAY);
+        return true;
     }
     tracing::warn!(
         "of the maps pinned in {}, {} are missing: starting afresh",
         pins.path().display(),
         missing.join(", ")
     );
-    Ok(false)
+    false
 }
 
 /// Refuses a pinned map that the program or the daemon would misread.

@@ -477,3 +477,36 @@ fn cuts_begin_a_window_before_the_deadline() {
     let last = world.machine(0).expect("it is there").last_drain.clone().expect("it ended");
     assert_eq!((last.outcome, last.cut_flows), (Outcome::Deadline, 3));
 }
+
+/// What there is no room for is refused with the limit named, and nothing is half-made.
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut world = World::new(false);
+    let spec = |number: u16| -> ServiceSpec {
+        let vip = format!("10.0.1.{number}:80/tcp");
+        serde_json::from_value(serde_json::json!({ "name": format!("more-{number}"), "vip": vip })).expect("a service")
+    };
+    for number in 1..LIMITS.services {
+        world.balancer.add_service(spec(number), LIMITS, world.now).expect("there is room");
+    }
+    let error = world.balancer.add_service(spec(99), LIMITS, world.now).expect_err("there is none");
+    assert!(error.to_string().contains("4 is the limit"), "{error}");
+    assert_eq!(world.balancer.services.len(), usize::from(LIMITS.services));
+
+    let backend = |number: u32| -> BackendSpec {
+        let address = format!("10.1.0.{number}");
+        serde_json::from_value(serde_json::json!({ "name": format!("more-{number}"), "address": address }))
+            .expect("a backend")
+    };
+    let mut number = 0;
+    let error = loop {
+        number += 1;
+        assert!(number <= LIMITS.backends, "there is a limit");
+        if let Err(error) = world.balancer.add_backend("more-1", backend(number), LIMITS, world.now) {
+            break error;
+        }
+    };
+    assert!(error.to_string().contains("64 is the limit"), "{error}");
+    let backends: usize = world.balancer.services.iter().map(|service| service.backends.len()).sum();
+    assert_eq!(backends, LIMITS.backends as usize);
+}
