@@ -101,6 +101,19 @@ impl Ebb {
 
     /// Starts the daemon (again) and waits until it answers.
     pub fn run(&mut self) -> Result<()> {
+        self.spawn_daemon()?;
+        let answered = wait_for("the daemon to answer", START_LIMIT, || self.answered_or_died());
+        answered.and_then(|result| result).with_context(|| format!("the daemon's log:\n{}", self.log()))
+    }
+
+    /// Starts the daemon and kills it after a moment, wherever it has got by then.
+    pub(crate) fn run_and_kill(&mut self, after: Duration) -> Result<()> {
+        self.spawn_daemon()?;
+        std::thread::sleep(after);
+        self.kill().map(drop)
+    }
+
+    fn spawn_daemon(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the daemon is running already");
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.command(&self.run_arguments)?;
@@ -110,8 +123,7 @@ impl Ebb {
         // For the clean-up of a run that died before it could.
         fs::write(self.directory.join("daemon.pid"), child.id().to_string())?;
         self.daemon = Some(child);
-        let answered = wait_for("the daemon to answer", START_LIMIT, || self.answered_or_died());
-        answered.and_then(|result| result).with_context(|| format!("the daemon's log:\n{}", self.log()))
+        Ok(())
     }
 
     /// From now on another program is run, as after an upgrade.

@@ -591,7 +591,7 @@ async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
     }
 }
 
-/// Found by `cargo xtask chaos --seed 2`: killed in the midst of `ebb drain`, the packet path cut at the deadline, and the backend was
+/// Found by a run of faults (`cargo xtask chaos`): killed in the midst of `ebb drain`, the packet path cut at the deadline, and the backend was
 /// back in rotation.
 #[tokio::test(start_paused = true)]
 async fn killed_in_the_midst_of_a_drain_the_next_daemon_knows_of_what_is_in_force() {
