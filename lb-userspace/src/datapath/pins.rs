@@ -58,8 +58,9 @@ pub(crate) struct PinnedLink {
 impl Pins {
     /// Makes the directory, and mounts the BPF filesystem, where they are missing; takes the lock.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        refuse_foreign(path)?;
+        // First, since names that this filesystem does not take cannot be looked at there.
         ensure_bpffs(path)?;
+        refuse_foreign(path)?;
         refuse_other_layout(path)?;
         trusted(path).make_directory(0o700)?;
         let directory = File::open(path).opening(|| format!("cannot open {}", path.display()))?;
