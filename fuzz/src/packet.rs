@@ -24,8 +24,6 @@ use crate::twin::{Program, Twin};
 const SIZES: Sizes = Sizes { flow_slots: 1024, ..model::SIZES };
 /// Steps of an input that are done. With so few the flow table never fills.
 const STEPS: usize = 96;
-/// Inputs after which the neighbours of clients are forgotten, which takes time.
-const PEERS_LAST: u32 = 4_096;
 /// The longest frame that is tried: what the kernel's test-run takes, in front of which headers still fit.
 const LONGEST: usize = 3_000;
 
@@ -144,7 +142,8 @@ struct Bench {
     counted: Option<Counters>,
     /// Frames can be put into the kernel without room in front of them.
     can_crowd: bool,
-    inputs: u32,
+    /// Frames came from others than the neighbour that the model knows.
+    strangers: bool,
     /// The rows are not those of the model's world.
     changed: bool,
 }
@@ -163,15 +162,15 @@ impl Bench {
             (rig, offset_ns)
         });
         let can_crowd = kernel.is_none() || can_crowd().expect("the kernel's version");
-        Self { twin, kernel, counted: None, can_crowd, inputs: 0, changed: false }
+        Self { twin, kernel, counted: None, can_crowd, strangers: false, changed: false }
     }
 
     /// Back to the world as the model knows it.
     fn restore(&mut self) {
         self.twin.forget();
-        self.inputs += 1;
-        let peers = self.inputs.is_multiple_of(PEERS_LAST);
-        if peers {
+        // Which takes time: the one neighbour that the model knows may stay.
+        let strangers = std::mem::take(&mut self.strangers);
+        if strangers {
             self.twin.clear_peers();
         }
         if self.changed {
@@ -181,7 +180,7 @@ impl Bench {
         if let Some((rig, offset_ns)) = &mut self.kernel {
             rig.flows.clear();
             rig.forget_fragments().expect("empty the map");
-            if peers {
+            if strangers {
                 rig.clear_peers();
             }
             if self.changed {
@@ -201,6 +200,7 @@ impl Bench {
         let mut later_ns = 0;
         for step in steps {
             let plain = step.is_known_to_the_model();
+            self.strangers |= !plain;
             if let Step::Frame { program, crowded, bytes } = step {
                 let now_ns = now_ns() + later_ns;
                 let crowded = *crowded && self.can_crowd;
