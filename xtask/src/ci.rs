@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command::{self, cargo, root},
-    kernel, mutants, packages,
+    mutants, packages,
     record::Record,
     setup, test, toolchain, tools,
 };
@@ -24,8 +24,7 @@ const STEPS: &[Step] = &[
     ("licences and sources", deny_if_installed),
     ("documentation", documentation),
     ("tests", || test::test(&test::TestOptions::default())),
-    ("the oldest kernel", kernel::oldest_quickly),
-    ("mutants, a few of them", || mutants::mutants(true)),
+    ("a mutant", || mutants::mutants(true)),
     ("benchmark, to see that it runs", || command::run(test::bench()?.arg("--quick"))),
     ("demo", || command::run(&mut test::demo()?)),
     ("faults", || command::run(test::chaos()?.args(["--seconds", "90"]))),

@@ -43,7 +43,7 @@ pub(crate) struct TestOptions {
     #[arg(long, value_name = "NAME", requires = "kernel")]
     test: Vec<String>,
 
-    /// Under that kernel run only what CI has time for
+    /// Under that kernel make a short run: loading, the packet suite, a drain
     #[arg(long, requires = "kernel", conflicts_with_all = ["test", "filter"])]
     quick: bool,
 

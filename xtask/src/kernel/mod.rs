@@ -37,7 +37,7 @@ pub(crate) struct Plan {
 const PROGRAMS: &[&str] =
     &["object", "packet_suite", "random_packets", "one_bucket", "kernel", "packet_path", "drain", "survival", "modes"];
 
-/// What CI has time for: the programs load, every fixture of the packet suite, a drain with real connections.
+/// The short run: the programs load, every fixture of the packet suite, a drain with real connections.
 const QUICK: &[(&str, &[&str])] =
     &[("object", &[]), ("packet_suite", &[]), ("drain", &["it_ends_early_when_the_last_connection_has_ended"])];
 
@@ -51,20 +51,12 @@ impl Plan {
         Self { version: version.to_owned(), programs, accelerator }
     }
 
-    /// What CI has time for.
+    /// The short run.
     pub(crate) fn quick(version: &str, accelerator: Accelerator) -> Self {
         let owned = |filters: &[&str]| filters.iter().map(ToString::to_string).collect();
         let programs = QUICK.iter().map(|(name, filters)| ((*name).to_owned(), owned(filters))).collect();
         Self { version: version.to_owned(), programs, accelerator }
     }
-}
-
-/// The oldest kernel that is supported, as `lb-userspace/src/datapath/kernel.rs` has it.
-const OLDEST: &str = "6.1";
-
-/// The step of `cargo xtask ci`.
-pub(crate) fn oldest_quickly() -> Result<()> {
-    test(&Plan::quick(OLDEST, Accelerator::Tcg))
 }
 
 /// Fetches the kernel, builds the tests, boots and runs them.
