@@ -161,6 +161,12 @@ pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
+/// Opens a file of ours for writing in place, or makes it, for its owner's eyes only. One that is a symbolic link is refused.
+pub fn open_to_write(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
+}
+
 /// A new file beside `path`, for a rename into its place: its own, whatever lay there, for its owner's eyes only.
 pub fn create_aside(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut name = path.as_os_str().to_owned();
@@ -252,5 +258,8 @@ mod tests {
         fs::remove_file(&file).expect("removed");
         symlink(&victim, &file).expect("linked");
         assert!(open(&file).is_err(), "a link is not followed");
+        assert!(open_to_write(&file).is_err(), "nor to write");
+        let fresh = open_to_write(&place.path().join("fresh")).expect("made");
+        assert_eq!(fresh.metadata().expect("readable").mode() & 0o777, 0o600);
     }
 }

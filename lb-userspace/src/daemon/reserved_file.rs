@@ -3,18 +3,23 @@
 //!
 //! The next version is written into a spare file beside it, whose blocks are there already, and the two change places. What is
 //! not needed of the room is filled with spaces, so that no block is given back: the readers are JSON's, which pass over them.
+//!
+//! What nobody asked for grows the file too: a drain that ends, a check that fails. So each write leaves the next one some room
+//! more than it took itself, as far as the disk has it.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Seek as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with},
+    fs::{CWD, FallocateFlags, RenameFlags, fallocate, renameat_with},
     io::Errno,
 };
+
+use crate::ownership;
 
 /// Room beyond what is needed, so that not every change asks for more.
 const SLACK: u64 = 64 << 10;
@@ -65,8 +70,7 @@ impl ReservedFile {
         let least = self.len + self.promised + growth;
         let room = self.room.unwrap_or(0);
         if room < least {
-            let ample = least + least / 8 + SLACK;
-            let reserved = reserve(&files.spare, ample).map(|()| ample);
+            let reserved = reserve(&files.spare, ample(least)).map(|()| ample(least));
             let reserved = reserved.or_else(|_| reserve(&files.spare, least).map(|()| least));
             self.room = Some(reserved.map_err(|error| (error, least - room))?);
         }
@@ -92,8 +96,9 @@ impl ReservedFile {
         (self.len, self.promised) = (bytes.len() as u64, 0);
         let synced = directory.sync_all().map_err(failed("sync", &self.path));
         // What was there before is the spare from now on.
-        let next = if exchanged { present.or_else(|| open_spare(&self.spare).ok()) } else { None };
-        self.room = Some(next.as_ref().map_or(0, allocated));
+        let next = if exchanged { present } else { None };
+        let next = next.or_else(|| ownership::open_to_write(&self.spare).ok());
+        self.room = Some(next.as_ref().map_or(0, |next| room_after(next, self.len)));
         self.files = next.map(|next| Files { spare: next, present: Some(spare), directory });
         synced
     }
@@ -107,7 +112,7 @@ impl ReservedFile {
             let path = path.to_owned();
             move |source| (action, path, source)
         };
-        let spare = open_spare(&self.spare).map_err(failed("create", &self.spare))?;
+        let spare = ownership::open_to_write(&self.spare).map_err(failed("create", &self.spare))?;
         let directory = self.path.parent().unwrap_or(Path::new("."));
         let directory = File::open(directory).map_err(failed("open", directory))?;
         Ok(Files { spare, present: None, directory })
@@ -124,9 +129,22 @@ impl ReservedFile {
     }
 }
 
-fn open_spare(spare: &Path) -> io::Result<File> {
-    let nofollow = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    OpenOptions::new().write(true).create(true).truncate(false).custom_flags(nofollow).open(spare)
+/// Bytes that a version of `len` may grow to before room is asked for again.
+fn ample(len: u64) -> u64 {
+    len + len / 8 + SLACK
+}
+
+/// Makes room in the spare for what follows a version of `len` bytes, if the disk has it; what there is.
+fn room_after(spare: &File, len: u64) -> u64 {
+    let there = allocated(spare);
+    if there >= len + SLACK {
+        return there;
+    }
+    match reserve(spare, ample(len)) {
+        Ok(()) => allocated(spare),
+        // Nothing was promised: a full disk is told of when something is.
+        Err(_) => there,
+    }
 }
 
 /// Gives the spare file blocks for so many bytes.
@@ -199,6 +217,20 @@ mod tests {
         assert!(file.room >= Some(10 * SLACK), "{file:?}");
         file.write(b"kept").expect("written");
         assert_eq!(file.promised, 0);
+    }
+
+    #[test]
+    fn each_write_leaves_room_for_one_that_is_longer_and_that_nobody_promised() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut file = ReservedFile::new(directory.path().join("file"));
+        let mut len = 100;
+        for _ in 0..4 {
+            file.write(&vec![b'x'; len]).expect("written");
+            let spare = File::open(directory.path().join("file.new")).expect("the spare");
+            let (room, least) = (allocated(&spare), len as u64 + SLACK);
+            assert!(room >= least && file.room == Some(room), "{room} of {least}: {file:?}");
+            len += 50_000;
+        }
     }
 
     #[test]

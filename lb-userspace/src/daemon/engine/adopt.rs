@@ -7,10 +7,11 @@ use crate::{
 };
 
 impl Engine {
-    /// Restores the state and brings the datapath to it.
-    pub(super) fn adopt(&mut self) -> Result<(), StartError> {
+    /// Restores the state and brings the datapath to it; whether there was one.
+    pub(super) fn adopt(&mut self) -> Result<bool, StartError> {
         let now = self.now();
         let restored = self.store.read(&self.clock.boot_id(), now)?;
+        let found = restored.is_some();
         let adopted = self.datapath.adopted()?;
         if let Some(restored) = restored {
             self.balancer = restored.balancer;
@@ -35,7 +36,7 @@ impl Engine {
         self.balancer.touch_all();
         self.balancer.announce_start(now);
         self.cycle(true)?;
-        Ok(())
+        Ok(found)
     }
 
     /// Rows found must be ours, or are freed; generations found are never used again for somebody else.

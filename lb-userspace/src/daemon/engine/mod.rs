@@ -189,9 +189,9 @@ impl Engine {
         if let Some(log) = &engine.flow_log {
             engine.datapath.log_flows(log.sample());
         }
-        engine.adopt()?;
+        let restored = engine.adopt()?;
         engine.follow_up();
-        engine.save()?;
+        engine.save_at_start(restored)?;
         Ok((engine, Handle::new(sender, target_updates)))
     }
 
@@ -512,6 +512,19 @@ impl Engine {
         self.save_at = None;
         let bytes = Store::render(&mut self.balancer, &self.clock.boot_id());
         self.store.write(&bytes)
+    }
+
+    /// A disk that cannot be written to leaves nothing without a daemon that has served before: deadlines and checks go on, and what
+    /// is on the disk leads here again.
+    fn save_at_start(&mut self, restored: bool) -> Result<(), StoreError> {
+        match self.save() {
+            Err(error) if restored => {
+                tracing::error!("{error}; the daemon starts from what is there, and keeps trying");
+                self.save_at = Some(Instant::now() + RETRY);
+                Ok(())
+            }
+            saved => saved,
+        }
     }
 
     fn save_or_say_why(&mut self) -> Result<(), Error> {

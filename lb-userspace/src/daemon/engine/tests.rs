@@ -11,7 +11,7 @@ use crate::{
     },
     daemon::{
         NextHopUpdate,
-        fake::{Rig, next_hop},
+        fake::{FakeClock, FakeDatapath, Rig, next_hop},
     },
     datapath::{BackendSlot, BackendState, RingSlot, ServiceSlot},
 };
@@ -589,6 +589,39 @@ async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
         rig.handle.activate("web", "web-1").await.expect("it comes back");
         assert_eq!(ring(&rig), before, "step {step}: slot for slot");
     }
+}
+
+/// Found by a run of faults: a daemon killed while its disk was full did not come back before somebody had made room.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_cannot_be_written_to_keeps_no_daemon_from_coming_back() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 3, now_ns);
+    rig.handle.drain("web", "web-1", timeout(20)).await.expect("a drain");
+    let (datapath, clock, directory) = rig.kill().await;
+    let spare = directory.path().join("state.json.new");
+    std::fs::remove_file(&spare).expect("it was there");
+    // Nobody can write to that, root neither.
+    std::fs::create_dir(&spare).expect("made");
+
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    let refused = rig.handle.drain("web", "web-2", timeout(20)).await.expect_err("it would not survive a restart");
+    assert!(refused.to_string().contains("nothing was changed"), "{refused}");
+    let ended = rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("its deadline comes");
+    assert_eq!(ended.last_drain.expect("it ended").cut_flows, 3);
+
+    std::fs::remove_dir(&spare).expect("removed");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (datapath, clock, directory) = rig.kill().await;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    assert_eq!(get(&rig, 1).await.state, State::Drained, "written as soon as that was possible");
+    rig.handle.drain("web", "web-2", timeout(20)).await.expect("commands are taken again");
+
+    let empty = Arc::new(tempfile::tempdir().expect("a directory"));
+    std::fs::create_dir(empty.path().join("state.json.new")).expect("made");
+    let first = Rig::try_start(FakeDatapath::default(), Arc::new(FakeClock::new()), empty, BTreeSet::new());
+    assert!(first.is_none(), "one that has served nobody yet says what is wrong");
 }
 
 /// Found by a run of faults (`cargo xtask chaos`): killed in the midst of `ebb drain`, the packet path cut at the deadline, and the backend was
