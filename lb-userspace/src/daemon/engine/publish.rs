@@ -28,24 +28,25 @@ impl Engine {
     /// Writes what has changed: rows, then rings, then VIPs; then waits packets in flight out if somebody has left the
     /// rotation. After a failure everything that was to be written is to be written again.
     pub(super) fn publish(&mut self) -> Result<(), DatapathError> {
-        self.publish_with(Deadlines::Wanted)
+        let dirty = self.balancer.take_dirty();
+        self.publish_services(dirty, Deadlines::Wanted)
     }
 
     /// The same with the deadlines that the rows have had; the others are left for the next [`Engine::publish`].
     pub(super) fn publish_without_deadlines(&mut self) -> Result<(), DatapathError> {
         let dirty = self.balancer.take_dirty();
-        let touch_all = |engine: &mut Self| dirty.iter().for_each(|slot| engine.balancer.touch(*slot));
-        touch_all(self);
-        let published = self.publish_with(Deadlines::Kept);
-        touch_all(self);
-        published
+        dirty.iter().for_each(|slot| self.balancer.touch(*slot));
+        self.publish_services(dirty, Deadlines::Kept)
     }
 
-    fn publish_with(&mut self, deadlines: Deadlines) -> Result<(), DatapathError> {
-        let mut dirty = self.balancer.take_dirty();
-        while let Some(slot) = dirty.pop_first() {
+    fn publish_services(
+        &mut self,
+        mut services: BTreeSet<ServiceSlot>,
+        deadlines: Deadlines,
+    ) -> Result<(), DatapathError> {
+        while let Some(slot) = services.pop_first() {
             if let Err(error) = self.publish_service(slot, deadlines) {
-                for slot in dirty.into_iter().chain([slot]) {
+                for slot in services.into_iter().chain([slot]) {
                     self.balancer.touch(slot);
                 }
                 if let Some(service) = self.balancer.by_slot(slot) {
