@@ -295,9 +295,10 @@ impl Engine {
         match taken {
             Ok(()) => {
                 self.mark_and_write();
-                self.behind = true;
                 self.cycle(false).map_err(|error| {
                     self.take_back(&added);
+                    // What was written ahead is so no more.
+                    self.behind = true;
                     self.undo(error)
                 })
             }
