@@ -395,9 +395,10 @@ impl Step<'_> {
         if drain.look(begun_ns, live, oldest_ns) {
             self.notify(Notice::DrainStarted);
         }
-        let forced = self.backend.drain.as_ref().is_some_and(|drain| drain.forced);
+        let (forced, cut) = self.backend.drain.as_ref().map_or((false, 0), |drain| (drain.forced, drain.cut_flows));
         if live == 0 && complete && !forced {
-            self.flows_over(Outcome::Completed);
+            // Of flows cut in the window before the deadline the last may be found gone before it.
+            self.flows_over(if cut > 0 { Outcome::Deadline } else { Outcome::Completed });
         }
     }
 

@@ -1,7 +1,10 @@
 mod hold;
 mod ids;
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -145,9 +148,14 @@ impl World {
         self.balancer.tick(self.now);
         for work in self.balancer.take_work() {
             if let Work::Cut(slot, generation, _) = work {
-                let cut = self.flows.remove(&(slot, generation)).unwrap_or(0);
+                let live = self.flows.remove(&(slot, generation)).unwrap_or(0);
                 let entries = self.balancer.services.iter().flat_map(|service| &service.backends);
-                if let Some(entry) = entries.into_iter().find(|entry| entry.slot == slot) {
+                let entry = entries.into_iter().find(|entry| entry.slot == slot);
+                // In the window before the deadline the moment of some has come, of others not.
+                let early = entry.and_then(|entry| entry.machine.drain.as_ref()).is_some_and(|d| !d.is_due(self.now));
+                let cut = if early { live.div_ceil(2) } else { live };
+                self.flows.insert((slot, generation), live - cut);
+                if let Some(entry) = entry {
                     *self.cut.entry(entry.spec.name.clone()).or_default() += cut;
                 }
                 self.balancer.cut(slot, generation, backend::Event::Cut { cut }, self.now);
@@ -238,6 +246,7 @@ enum Deed {
     KeepUnhealthy(Option<u64>),
     Refuse(bool),
     HoldDrains(Option<u64>),
+    CutOver(u64),
     Answer(u32, HoldAnswer),
 }
 
@@ -260,6 +269,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         1 => proptest::option::of(0..20_u64).prop_map(Deed::KeepUnhealthy),
         1 => any::<bool>().prop_map(Deed::Refuse),
         2 => proptest::option::of(1..30_u64).prop_map(Deed::HoldDrains),
+        1 => (0..20_u64).prop_map(Deed::CutOver),
         2 => (0..5_u32, answers()).prop_map(|(who, answer)| Deed::Answer(who, answer)),
     ];
     proptest::collection::vec(deed, 1..60)
@@ -308,6 +318,11 @@ fn perform(world: &mut World, deed: Deed) {
             world.balancer.set_service("web", patch, now).expect("it is set");
         }
         Deed::HoldDrains(hold) => world.hold_drains(hold),
+        Deed::CutOver(seconds) => {
+            let window = Seconds(Duration::from_secs(seconds));
+            let patch = ServicePatch { cut_window_s: Some(window), ..ServicePatch::default() };
+            world.balancer.set_service("web", patch, now).expect("it is set");
+        }
         Deed::Answer(who, answer) => {
             let _ = world.balancer.answer_hold("web", &name(who), answer, now);
         }
