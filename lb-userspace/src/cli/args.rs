@@ -347,7 +347,7 @@ impl ServiceSettings {
         ServicePatch {
             drain_timeout_s: self.drain_timeout,
             on_drain_timeout: self.on_drain_timeout,
-            idle_timeout_s: self.idle_timeout,
+            idle_timeout_s: self.idle_timeout.map(Some),
             fin_quiet_s: self.fin_quiet,
             cut_window_s: self.cut_window,
             drain_idle_s: self.drain_idle,

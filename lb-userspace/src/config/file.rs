@@ -1,6 +1,6 @@
 //! The file that `run`, `check` and `apply` read, as types.
 
-use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, path::PathBuf};
+use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, ops::Range, path::PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,7 @@ impl Service {
             settings: ServicePatch {
                 drain_timeout_s: self.drain_timeout,
                 on_drain_timeout: self.on_drain_timeout,
-                idle_timeout_s: self.idle_timeout,
+                idle_timeout_s: self.idle_timeout.map(Some),
                 fin_quiet_s: self.fin_quiet,
                 cut_window_s: self.cut_window,
                 drain_idle_s: self.drain_idle,
@@ -239,8 +239,8 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
     let mut vips = HashMap::new();
     for service in &file.services {
         named(text, "service", &service.name)?;
-        unique(text, &mut names, "service", &service.name)?;
-        unique(text, &mut vips, "VIP", &service.vip)?;
+        unique(text, &mut names, "service", service.name.get_ref(), &service.name)?;
+        unique(text, &mut vips, "VIP", service.vip.get_ref(), &service.vip)?;
         check_backends(text, service)?;
         check_server_ids(text, service)?;
         check_health(text, service)?;
@@ -290,9 +290,10 @@ fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
     let vip = service.vip.get_ref();
     for backend in &service.backends {
         named(text, "backend", &backend.name)?;
-        unique(text, &mut names, "backend", &backend.name)?;
-        unique(text, &mut addresses, "address", &backend.address)?;
+        unique(text, &mut names, "backend", backend.name.get_ref(), &backend.name)?;
         let address = backend.address.get_ref();
+        // With its port: the VIP's written out is the same as none.
+        unique(text, &mut addresses, "address", address.endpoint(*vip), &backend.address)?;
         let forward = service.forward.unwrap_or_default();
         let other_port = address.port.is_some_and(|port| port != vip.address.port());
         let other_family = address.ip.is_ipv4() != vip.address.is_ipv4();
@@ -320,7 +321,7 @@ fn check_server_ids(text: &str, service: &Service) -> Result<(), Mistake> {
                 format!("by the service's quic_cid server ids have {} bytes", cid.server_id_len)
             }
             Some(_) => {
-                unique(text, &mut ids, "server id", id)?;
+                unique(text, &mut ids, "server id", id.get_ref(), id)?;
                 continue;
             }
         };
@@ -338,16 +339,17 @@ fn named(text: &str, what: &str, name: &Spanned<String>) -> Result<(), Mistake> 
 }
 
 /// Refuses a value that an earlier entry has, saying where that is.
-fn unique<'a, T: Eq + Hash + Display>(
+fn unique<K: Eq + Hash, T: Display>(
     text: &str,
-    seen: &mut HashMap<&'a T, &'a Spanned<T>>,
+    seen: &mut HashMap<K, Range<usize>>,
     what: &str,
-    value: &'a Spanned<T>,
+    key: K,
+    value: &Spanned<T>,
 ) -> Result<(), Mistake> {
-    match seen.insert(value.get_ref(), value) {
+    match seen.insert(key, value.span()) {
         None => Ok(()),
         Some(earlier) => {
-            let earlier = Mistake::at(text, earlier.span(), String::new());
+            let earlier = Mistake::at(text, earlier, String::new());
             let message = format!("{what} \"{}\" is already used on line {}", value.get_ref(), earlier.line);
             Err(Mistake::at(text, value.span(), message))
         }

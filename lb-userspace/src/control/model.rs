@@ -110,9 +110,9 @@ pub struct ServicePatch {
     /// See [`ServiceSpec::on_hold_timeout`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_hold_timeout: Option<HoldResult>,
-    /// See [`ServiceSpec::idle_timeout_s`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idle_timeout_s: Option<Seconds>,
+    /// See [`ServiceSpec::idle_timeout_s`]; `null` for the protocol's own.
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<Option<Seconds>>,
     /// See [`ServiceSpec::fin_quiet_s`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fin_quiet_s: Option<Seconds>,

@@ -24,6 +24,8 @@ pub enum Command {
     AddService(Box<ServiceSpec>),
     /// Change its settings.
     SetService(String, Box<ServicePatch>),
+    /// Keep a service that was being removed.
+    KeepService(String),
     /// Drain and remove it.
     RemoveService(String),
     /// Add backends.
@@ -44,6 +46,7 @@ pub fn plan(present: &[Service], wanted: &[WantedService]) -> Result<Vec<Step>, 
         let name = &want.service.name;
         match present.iter().find(|service| &service.spec.name == name) {
             None => {
+                refuse_taken_vip(present, &want.service)?;
                 let detail = format!("{} by {}", want.service.vip, forward(&want.service));
                 steps.push(step(
                     ChangeAction::Add,
@@ -52,9 +55,10 @@ pub fn plan(present: &[Service], wanted: &[WantedService]) -> Result<Vec<Step>, 
                     detail,
                     Command::AddService(Box::new(want.service.clone())),
                 ));
-                steps.extend(add_backends(name, want.backends.iter()));
+                steps.extend(add_backends(name, &want.backends));
             }
             Some(service) => {
+                steps.extend(keep_service(service));
                 steps.extend(give_up_ids(service, &want.backends));
                 steps.extend(set_service(service, &want.service)?);
                 steps.extend(backends(service, &want.backends)?);
@@ -90,8 +94,9 @@ fn check(wanted: &[WantedService]) -> Result<(), Error> {
         }
         for (at, backend) in want.backends.iter().enumerate() {
             validate::backend(&want.service, backend)?;
-            let clash =
-                want.backends[..at].iter().any(|other| other.name == backend.name || other.address == backend.address);
+            let endpoint = |backend: &BackendSpec| backend.address.endpoint(want.service.vip);
+            let same = |other: &BackendSpec| other.name == backend.name || endpoint(other) == endpoint(backend);
+            let clash = want.backends[..at].iter().any(same);
             let same_id = |other: &BackendSpec| other.server_id.is_some() && other.server_id == backend.server_id;
             if want.backends[..at].iter().any(same_id) {
                 return Err(Error::Conflict(format!(
@@ -110,11 +115,38 @@ fn check(wanted: &[WantedService]) -> Result<(), Error> {
     Ok(())
 }
 
+/// A service that has been given another name is refused: its flows would have to be cut for it.
+fn refuse_taken_vip(present: &[Service], wanted: &ServiceSpec) -> Result<(), Error> {
+    let Some(other) = present.iter().find(|service| service.spec.vip == wanted.vip) else { return Ok(()) };
+    Err(Error::Conflict(format!(
+        "{} is service {}'s, which cannot change its name: leave {} its name, or apply a file without it first, and this one once it is gone",
+        wanted.vip, other.spec.name, wanted.name
+    )))
+}
+
+/// Likewise a backend, whether it goes with this file or is still going.
+fn refuse_taken_address(service: &Service, wanted: &BackendSpec) -> Result<(), Error> {
+    let name = &service.spec.name;
+    let endpoint = |backend: &BackendSpec| backend.address.endpoint(service.spec.vip);
+    let holder = service.backends.iter().find(|entry| endpoint(&entry.spec) == endpoint(wanted));
+    let Some(holder) = holder else { return Ok(()) };
+    let holder = &holder.spec.name;
+    Err(Error::Conflict(format!(
+        "backend {name}/{new}: {} is {name}/{holder}'s, which cannot change its name: call {new} {holder}, or apply a file with neither \
+         first, and this one once 'ebb wait {name}/{holder}' has ended",
+        wanted.address,
+        new = wanted.name
+    )))
+}
+
+fn keep_service(service: &Service) -> Option<Step> {
+    let name = &service.spec.name;
+    let command = Command::KeepService(name.clone());
+    service.removing.then(|| step(ChangeAction::Set, name, None, "kept after all".to_owned(), command))
+}
+
 fn set_service(service: &Service, wanted: &ServiceSpec) -> Result<Option<Step>, Error> {
     let name = &service.spec.name;
-    if service.removing {
-        return Err(Error::Conflict(format!("service {name} is being removed: apply again once it is gone")));
-    }
     if service.spec.vip != wanted.vip || service.spec.forward != wanted.forward {
         return Err(Error::Conflict(format!(
             "service {name}: its VIP and its forwarding cannot change while it runs: give the new one another name, or remove this one first"
@@ -149,7 +181,7 @@ fn whole_patch(wanted: &ServiceSpec) -> ServicePatch {
         drain_idle_s: Some(wanted.drain_idle_s),
         drain_hold_s: Some(wanted.drain_hold_s),
         on_hold_timeout: Some(wanted.on_hold_timeout),
-        idle_timeout_s: wanted.idle_timeout_s,
+        idle_timeout_s: Some(wanted.idle_timeout_s),
         fin_quiet_s: Some(wanted.fin_quiet_s),
         affinity: Some(wanted.affinity),
         per_datagram: Some(wanted.per_datagram),
@@ -182,13 +214,14 @@ fn give_up_ids(service: &Service, wanted: &[BackendSpec]) -> Vec<Step> {
 
 fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Error> {
     let name = &service.spec.name;
-    let new = wanted.iter().filter(|want| service.position(&want.name).is_none());
+    let new: Vec<&BackendSpec> = wanted.iter().filter(|want| service.position(&want.name).is_none()).collect();
+    new.iter().try_for_each(|want| refuse_taken_address(service, want))?;
     let mut steps: Vec<Step> = add_backends(name, new).into_iter().collect();
     for want in wanted {
         let Some(at) = service.position(&want.name) else { continue };
         let entry = &service.backends[at];
         let backend = Some(want.name.clone());
-        if entry.spec.address != want.address {
+        if entry.spec.address.endpoint(service.spec.vip) != want.address.endpoint(service.spec.vip) {
             return Err(Error::Conflict(format!(
                 "backend {name}/{}: its address cannot change while it runs: give the new one another name, or remove this one first",
                 want.name
@@ -222,8 +255,8 @@ fn backends(service: &Service, wanted: &[BackendSpec]) -> Result<Vec<Step>, Erro
     Ok(steps)
 }
 
-fn add_backends<'a>(service: &str, specs: impl Iterator<Item = &'a BackendSpec>) -> Option<Step> {
-    let specs: Vec<BackendSpec> = specs.cloned().collect();
+fn add_backends<'a>(service: &str, specs: impl IntoIterator<Item = &'a BackendSpec>) -> Option<Step> {
+    let specs: Vec<BackendSpec> = specs.into_iter().cloned().collect();
     let change = |spec: &BackendSpec| Change {
         action: ChangeAction::Add,
         service: service.to_owned(),

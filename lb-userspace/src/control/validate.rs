@@ -160,7 +160,7 @@ pub fn patched(spec: &ServiceSpec, patch: ServicePatch) -> ServiceSpec {
         drain_idle_s: drain_idle_s.unwrap_or(spec.drain_idle_s),
         drain_hold_s: drain_hold_s.unwrap_or(spec.drain_hold_s),
         on_hold_timeout: on_hold_timeout.unwrap_or(spec.on_hold_timeout),
-        idle_timeout_s: idle_timeout_s.or(spec.idle_timeout_s),
+        idle_timeout_s: idle_timeout_s.unwrap_or(spec.idle_timeout_s),
         fin_quiet_s: fin_quiet_s.unwrap_or(spec.fin_quiet_s),
         affinity: affinity.unwrap_or(spec.affinity),
         per_datagram: per_datagram.unwrap_or(spec.per_datagram),

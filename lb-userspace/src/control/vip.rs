@@ -35,6 +35,13 @@ pub struct BackendAddress {
     pub port: Option<u16>,
 }
 
+impl BackendAddress {
+    /// Where packets for this VIP go there: to the VIP's port unless it has one of its own.
+    pub fn endpoint(self, vip: Vip) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(vip.address.port()))
+    }
+}
+
 /// Checks the name of a `what` ("service", "backend").
 pub fn check_name(what: &str, name: &str) -> Result<(), Error> {
     let fit = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

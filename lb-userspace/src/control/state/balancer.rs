@@ -144,6 +144,16 @@ impl Balancer {
         Ok(())
     }
 
+    /// Keeps a service that was being removed. Its backends go on leaving, each until it is kept too ([`Balancer::activate`]).
+    pub fn keep_service(&mut self, name: &str, now: Now) -> Result<(), Error> {
+        let at = self.find(name)?;
+        if std::mem::take(&mut self.services[at].removing) {
+            self.tell(EventKind::ServiceChanged, Some(name), now);
+            self.settle(at, now);
+        }
+        Ok(())
+    }
+
     /// Adds a backend.
     pub fn add_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<(), Error> {
         let at = self.admit_backend(service, spec, limits, now)?;
@@ -182,12 +192,8 @@ impl Balancer {
                 spec.name
             )));
         }
-        let port = |spec: &BackendSpec| spec.address.port.unwrap_or(in_use.spec.vip.address.port());
-        if let Some(other) = in_use
-            .backends
-            .iter()
-            .find(|other| other.spec.address.ip == spec.address.ip && port(&other.spec) == port(&spec))
-        {
+        let endpoint = |spec: &BackendSpec| spec.address.endpoint(in_use.spec.vip);
+        if let Some(other) = in_use.backends.iter().find(|other| endpoint(&other.spec) == endpoint(&spec)) {
             return Err(Error::Conflict(format!(
                 "{} is backend {service}/{}'s address already: change that one's weight if it is to get more",
                 spec.address, other.spec.name

@@ -299,7 +299,7 @@ impl Service {
         BackendConfig {
             service: self.slot,
             address: entry.spec.address.ip,
-            port: entry.spec.address.port.unwrap_or(self.spec.vip.address.port()),
+            port: entry.spec.address.endpoint(self.spec.vip).port(),
             generation: entry.generation,
             state: self.row_state(entry),
             deadline_ns: self.row_deadline(entry),
@@ -350,7 +350,7 @@ impl Service {
             backend: entry.slot,
             service: self.slot,
             address: entry.spec.address.ip,
-            port: entry.spec.address.port.unwrap_or(self.spec.vip.address.port()),
+            port: entry.spec.address.endpoint(self.spec.vip).port(),
             protocol: self.spec.vip.protocol,
         })
     }

@@ -264,57 +264,44 @@ impl Engine {
         Ok(view::backend(service, &service.backends[backend], self.now()))
     }
 
+    /// Nothing reaches the datapath or the disk before all steps are taken: what cannot be taken, or is only tried, leaves no trace.
     fn apply(&mut self, wanted: &[WantedService], dry_run: bool) -> Result<ApplyReport, Error> {
         let steps = reconcile::plan(&self.balancer.services, wanted)?;
         let mut report = ApplyReport { dry_run, ..ApplyReport::default() };
-        let mut commands = Vec::new();
-        for step in steps {
-            report.changes.extend(step.changes);
-            commands.push(step.command);
-        }
-        if !dry_run {
-            self.take_steps(commands)?;
+        if !steps.is_empty() {
+            let before = self.balancer.clone();
+            let mut added = Vec::new();
+            let taken = steps.into_iter().try_for_each(|step| {
+                report.changes.extend(step.changes);
+                if let Command::AddService(spec) = &step.command {
+                    added.push(spec.name.clone());
+                }
+                self.take_step(step.command)
+            });
+            if dry_run || taken.is_err() {
+                self.balancer = before;
+                taken?;
+            } else {
+                self.put_into_force(&added)?;
+            }
         }
         report.revision = revision::of(&self.balancer.services, &Scope::All)?;
         Ok(report)
     }
 
-    /// Carries commands out and puts them into force together: each publication of VIPs and each ring put in place by itself
-    /// would cost a grace period. After an error the services that were to be added are taken back.
-    fn take_steps(&mut self, commands: Vec<Command>) -> Result<(), Error> {
-        let mut added = Vec::new();
-        let taken = commands.into_iter().try_for_each(|command| {
-            let service = match &command {
-                Command::AddService(spec) => Some(spec.name.clone()),
-                _ => None,
-            };
-            self.take_step(command)?;
-            added.extend(service);
-            Ok(())
-        });
-        match taken {
-            Ok(()) => {
-                self.mark_and_write();
-                self.cycle(false).map_err(|error| {
-                    self.take_back(&added);
-                    // What was written ahead is so no more.
-                    self.behind = true;
-                    self.undo(error)
-                })
+    /// Puts all that was changed into force together: each publication of VIPs and each ring put in place by itself would cost a
+    /// grace period. What the datapath has no room for takes the services `added` back with it.
+    fn put_into_force(&mut self, added: &[String]) -> Result<(), Error> {
+        self.mark_and_write();
+        self.cycle(false).map_err(|error| {
+            let now = self.now();
+            for service in added {
+                self.balancer.forget_service(service, now);
             }
-            Err(error) => {
-                self.take_back(&added);
-                self.cycle_and_log(false);
-                Err(error)
-            }
-        }
-    }
-
-    fn take_back(&mut self, added: &[String]) {
-        let now = self.now();
-        for service in added {
-            self.balancer.forget_service(service, now);
-        }
+            // What was written ahead is so no more.
+            self.behind = true;
+            self.undo(error)
+        })
     }
 
     fn take_step(&mut self, command: Command) -> Result<(), Error> {
@@ -322,6 +309,7 @@ impl Engine {
         match command {
             Command::AddService(spec) => self.balancer.add_service(*spec, self.datapath.limits(), now).map(drop),
             Command::SetService(name, patch) => self.balancer.set_service(&name, *patch, now).map(drop),
+            Command::KeepService(name) => self.balancer.keep_service(&name, now),
             Command::RemoveService(name) => self.balancer.remove_service(&name, false, now),
             Command::AddBackends(service, specs) => self.add_backends(&service, specs),
             Command::SetBackend(service, name, patch) => self.balancer.set_backend(&service, &name, &patch, now),

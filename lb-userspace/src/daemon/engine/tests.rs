@@ -741,6 +741,92 @@ async fn a_file_of_many_services_is_put_into_force_at_once_or_not_at_all() {
     assert_eq!(rig.handle.backends("more49").await.expect("the service")[1].state, State::Active);
 }
 
+/// What a file wants of the service `three` has.
+fn wanted(backends: Vec<BackendSpec>) -> WantedService {
+    WantedService { service: service(), backends }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_of_which_one_thing_cannot_be_taken_changes_nothing() {
+    let rig = three().await;
+    let mut api = service();
+    "api".clone_into(&mut api.name);
+    api.vip = "10.0.0.101:80/tcp".parse().expect("a VIP");
+    let api = |backends| WantedService { service: api.clone(), backends };
+    let all = || vec![wanted((1..=3).map(backend).collect()), api(vec![backend(1)])];
+    rig.handle.apply(all(), false).await.expect("it is applied");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = rig.handle.status(None).await.expect("a status");
+    let events = || async { rig.handle.events(0).await.expect("events").backlog.len() };
+    let (told, file) = (events().await, std::fs::read(rig.directory.path().join("state.json")).expect("the state"));
+
+    let renamed = |number: u32| BackendSpec { name: "other".to_owned(), ..backend(number) };
+    let mut slow = service();
+    slow.drain_timeout_s = Limit::seconds(1);
+    let mut twin = service();
+    "twin".clone_into(&mut twin.name);
+    let first = || WantedService { service: slow.clone(), backends: vec![backend(2), backend(9)] };
+    let many = (0..2_000).map(|number| BackendSpec {
+        name: format!("m{number}"),
+        address: format!("10.1.{}.{}", number / 250, number % 250).parse().expect("an address"),
+        ..backend(1)
+    });
+    let impossible: [(&str, Vec<WantedService>); 4] = [
+        ("a backend by another name", vec![first(), api(vec![renamed(1)])]),
+        ("a service by another name", vec![WantedService { service: twin, backends: Vec::new() }, api(vec![])]),
+        (
+            "an address twice",
+            vec![
+                first(),
+                api(vec![
+                    backend(1),
+                    BackendSpec {
+                        name: "other".to_owned(),
+                        address: "10.0.0.11:80".parse().expect("an address"),
+                        ..backend(1)
+                    },
+                ]),
+            ],
+        ),
+        ("too many", vec![first(), api(many.collect())]),
+    ];
+    for (what, file) in impossible {
+        let tried = rig.handle.apply(file.clone(), true).await.expect_err(what);
+        let applied = rig.handle.apply(file, false).await.expect_err(what);
+        assert_eq!(tried, applied, "{what}: a dry run foresees it");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.handle.status(None).await.expect("a status"), before);
+    assert_eq!(events().await, told);
+    assert_eq!(std::fs::read(rig.directory.path().join("state.json")).expect("the state"), file);
+    rig.handle.apply(all(), false).await.expect("what was in force is");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_brings_back_a_service_that_is_being_removed_and_what_it_leaves_out_to_its_default() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    let seven = ServicePatch { idle_timeout_s: Some(Some(Seconds::new(7))), ..ServicePatch::default() };
+    rig.handle.set_service("web", seven).await.expect("it is set");
+    rig.handle.remove_service("web", false).await.expect("it drains");
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    // The others had no flows to wait for.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let file = vec![wanted(vec![backend(1), backend(2)])];
+    rig.handle.apply(file.clone(), false).await.expect("it is applied");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in [1, 2] {
+        assert_eq!(get(&rig, number).await.state, State::Active);
+    }
+    assert_eq!(rig.kernel().flows.len(), 1, "its connection is where it was");
+    assert_eq!(rig.handle.services().await.expect("a list")[0].idle_timeout_s, None);
+    let again = rig.handle.apply(file, false).await.expect("it is applied");
+    assert_eq!(again.changes, [], "there is nothing left to do");
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Active, "it stays");
+}
+
 #[tokio::test(start_paused = true)]
 async fn advice_comes_from_flows_that_ended_and_counts_those_that_have_not() {
     use crate::datapath::{BackendSlot, EndedFlow};

@@ -46,8 +46,8 @@ async fn probe(target: &CheckTarget) -> Result<(), String> {
 
 /// Where a target is checked.
 fn address(target: &CheckTarget) -> SocketAddr {
-    let own = target.address.port.unwrap_or(target.vip.address.port());
-    SocketAddr::new(target.address.ip, target.health.port.unwrap_or(own))
+    let own = target.address.endpoint(target.vip);
+    SocketAddr::new(own.ip(), target.health.port.unwrap_or(own.port()))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {

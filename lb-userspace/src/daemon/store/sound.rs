@@ -37,8 +37,7 @@ fn backends(service: &SavedService, rows: &mut HashSet<u32>) -> Result<(), Strin
         if !names.insert(&entry.spec.name) {
             return Err(format!("backend {name} stands in it twice"));
         }
-        let port = entry.spec.address.port.unwrap_or(service.spec.vip.address.port());
-        if !addresses.insert((entry.spec.address.ip, port)) {
+        if !addresses.insert(entry.spec.address.endpoint(service.spec.vip)) {
             return Err(format!("backend {name} has the address of another one"));
         }
         if !rows.remove(&entry.slot.0) {
