@@ -306,12 +306,13 @@ pub fn release<E: Entry>(entry: E) {
     entry.put_meta(Meta::new(meta.version(), 0, Life::Free, 0));
 }
 
-/// Frees a linked entry that nothing points at any more, unless somebody else is already taking it out.
+/// Frees a linked entry that nothing points at any more, unless somebody else is already taking it out, or has and it is
+/// another flow's by now.
 #[inline(always)]
-fn retire<E: Entry>(entry: E) {
+fn retire<E: Entry>(entry: E, version: u16) {
     for _ in 0..ATTEMPTS {
         let meta = entry.meta();
-        if meta.life() as u16 != Life::Linked as u16 {
+        if meta.life() as u16 != Life::Linked as u16 || meta.version() != version {
             return;
         }
         if entry.swap_meta(meta, Meta::new(meta.version(), 0, Life::Free, 0)) == meta {
@@ -353,14 +354,21 @@ pub fn insert<T: Entries>(
     // Linked before the bit is set: whoever sees the bit must see the flow, or it would add it again.
     entry.put_meta(Meta::new(version, init.flags, Life::Linked, init.now));
     let set = geometry.bit(home, index);
-    if home_entry.swap_hop(hop, next_hop(hop, set, clear)) != hop {
-        retire(entry);
+    let old = replaces.and_then(|old| table.at(old));
+    let old_version = old.map_or(0, |old| old.meta().version());
+    let linked = next_hop(hop, set, clear);
+    if home_entry.swap_hop(hop, linked) != hop {
+        retire(entry, version);
         return Insert::Raced;
     }
-    if let Some(old) = replaces
-        && let Some(old) = table.at(old)
-    {
-        retire(old);
+    if let Some(old) = old {
+        retire(old, old_version);
+    }
+    // In a full table the entry may have been given up before its bit was set: then nobody has cleared it.
+    let meta = entry.meta();
+    if meta.version() != version || meta.life() as u16 != Life::Linked as u16 {
+        home_entry.swap_hop(linked, next_hop(linked, 0, set));
+        return Insert::Raced;
     }
     Insert::Done
 }
