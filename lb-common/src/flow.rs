@@ -283,8 +283,9 @@ pub const fn phase(flags: u16, age: u32, timers: Timers) -> Phase {
     if flags & flow_flag::CANDIDATE != 0 && age > OPENING_TICKS {
         return Phase::Dead;
     }
+    // Kept for as long as a silent connection is, since only its next segment can prove it; anybody's to displace until then.
     if flags & flow_flag::PROVISIONAL != 0 {
-        return if age > OPENING_TICKS { Phase::Dead } else { Phase::Provisional };
+        return if age > timers.idle_ticks { Phase::Dead } else { Phase::Provisional };
     }
     let one_way_fin = flags & flow_flag::CLIENT_FIN != 0 && flags & flow_flag::BOTH_WAYS == 0;
     if one_way_fin && age > timers.fin_quiet_ticks {
@@ -335,6 +336,8 @@ mod tests {
         let long = Timers { idle_ticks: u32::MAX, fin_quiet_ticks: 10 };
         assert_eq!(phase(0, OPENING_TICKS + 1, long), Phase::Dead);
         assert_eq!(phase(flow_flag::PROVISIONAL, 1, long), Phase::Provisional);
+        assert_eq!(phase(flow_flag::PROVISIONAL, OPENING_TICKS + 1, TIMERS), Phase::Dead, "it idles out");
+        assert_eq!(phase(flow_flag::PROVISIONAL, OPENING_TICKS + 1, long), Phase::Provisional, "but not sooner");
         assert!(!Phase::Provisional.is_live());
         assert_eq!(phase(flow_flag::DATAGRAM, OPENING_TICKS + 1, long), Phase::Opening);
     }

@@ -100,6 +100,10 @@ pub struct Track {
 #[inline(always)]
 pub const fn from_client(mut t: Track, s: Segment) -> Track {
     if !near(s.seq, t.client_seq, WINDOW) {
+        if t.flags & ff::PROVISIONAL != 0 && s.has(flag::ACK) && !s.has(flag::RST | flag::SYN) {
+            // What it was adopted by was perhaps a stray: the latest is as good a beginning.
+            (t.client_seq, t.client_ack) = (s.end(), s.ack);
+        }
         return t;
     }
     if s.has(flag::RST) {
@@ -162,7 +166,10 @@ const fn verify(mut t: Track, s: Segment) -> Track {
 /// Takes in a segment from the server (`nat`).
 #[inline(always)]
 pub const fn from_server(mut t: Track, s: Segment) -> Track {
-    if t.flags & ff::REPLY_SEEN == 0 {
+    // Before the handshake is over its SYN begins the numbers anew: what came before was of a connection that the server still
+    // had on the tuple (RFC 9293, section 3.5.1), or its answer to a SYN that it has forgotten since.
+    let begins = s.has(flag::SYN) && t.flags & (ff::ESTABLISHED | ff::PROVISIONAL) == 0;
+    if t.flags & ff::REPLY_SEEN == 0 || begins {
         if s.has(flag::RST) {
             // The refusal of a SYN acknowledges it, and its data (RFC 9293, section 3.10.7.1).
             if s.has(flag::ACK) && s.ack.wrapping_sub(t.client_seq) <= SYN_DATA {
@@ -278,6 +285,30 @@ mod tests {
         let t = opening(100, true);
         assert_eq!(from_server(t, seg(0, 77, 0, RST | ACK)).flags & ff::RST, 0);
         assert_ne!(from_server(t, seg(0, 101, 0, RST | ACK)).flags & ff::RST, 0);
+    }
+
+    #[test]
+    fn the_servers_syn_counts_whatever_it_said_before() {
+        let t = opening(100, true);
+        // It still has an old connection on the tuple, and says where that one is.
+        let t = from_server(t, seg(0x7000_0000, 5, 0, ACK));
+        let t = from_client(t, seg(5, 0, 0, RST));
+        assert_eq!(t.flags & (ff::RST | ff::ESTABLISHED), 0);
+        let t = from_server(t, seg(900, 101, 0, SYN | ACK));
+        let t = from_client(t, seg(101, 901, 0, ACK));
+        assert_ne!(t.flags & ff::ESTABLISHED, 0);
+        let forged = from_server(t, seg(0x5000_0000, 101, 0, SYN | ACK));
+        assert_eq!(forged.server_seq, 901, "later it counts no more");
+    }
+
+    #[test]
+    fn an_adopted_flow_that_began_with_a_stray_begins_anew() {
+        let t = Track { flags: ff::PROVISIONAL, client_seq: 5000, client_ack: 70, server_seq: 0 };
+        let far = 0x7000_0000;
+        assert_eq!(from_client(t, seg(far, 9, 0, RST | ACK)), t);
+        let t = from_client(t, seg(far, 900, 0, ACK));
+        assert_eq!(t, Track { flags: ff::PROVISIONAL, client_seq: far, client_ack: 900, server_seq: 0 });
+        assert_ne!(from_client(t, seg(far, 900, 0, ACK)).flags & ff::ESTABLISHED, 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use lb_common::{
     flow_table::{self, Entries, Entry, Insert, Lookup, SET},
     outcome::Outcome,
     service::{Service, UDP, forward},
+    tcp::{Segment, flag},
     time,
 };
 
@@ -70,9 +71,9 @@ pub extern "C" fn ebb_choose() -> u32 {
         backend: choice.backend,
         generation: choice.generation,
         now: time::ticks(request.now_ns),
-        flags: flags | kind_flags(service),
+        flags: flags | kind_flags(service) | fin_flag(&request.segment),
         client_seq: request.segment.resumes_at(),
-        client_ack: request.segment.ack,
+        client_ack: if request.segment.has(flag::ACK) { request.segment.ack } else { 0 },
         peer: peers::row_of(request.source_mac, request.own_mac, request.ingress),
         nat_port: 0,
     };
@@ -117,9 +118,8 @@ pub extern "C" fn ebb_record() -> u32 {
     let index = record(&place, &scratch.new, &scratch.init);
     let decision = &mut scratch.decision;
     let Some(entry) = FlowMap.at(index) else {
-        if decision.outcome as u8 != Outcome::RemembersOwner as u8 {
-            decision.outcome = Outcome::Untracked;
-        }
+        // Also where a remembered owner has placed it: a drain must learn that it has flows which it cannot count.
+        decision.outcome = Outcome::Untracked;
         return 0;
     };
     decision.entry = index;
@@ -138,6 +138,12 @@ fn kind_flags(service: &Service) -> u16 {
     let datagram = if service.protocol == UDP { flow_flag::DATAGRAM } else { 0 };
     let both_ways = if service.forward == forward::NAT { flow_flag::BOTH_WAYS } else { 0 };
     datagram | both_ways
+}
+
+/// A flow may be adopted by its FIN, which is not said again.
+#[inline(always)]
+fn fin_flag(segment: &Segment) -> u16 {
+    if segment.has(flag::FIN) { flow_flag::CLIENT_FIN } else { 0 }
 }
 
 /// Attempts at linking an entry while other CPUs change the home.
@@ -221,7 +227,8 @@ fn claim(home: u32, now: u32) -> u32 {
 /// Whether this CPU has found the table full a moment ago.
 #[inline(always)]
 fn is_full(now: u32) -> bool {
-    scratch::row().is_some_and(|row| row.full_ticks != 0 && time::age(now, row.full_ticks) < FULL_TICKS)
+    // Not an age: one of more than 26 days would count as none.
+    scratch::row().is_some_and(|row| row.full_ticks != 0 && now.wrapping_sub(row.full_ticks) < FULL_TICKS)
 }
 
 #[inline(always)]

@@ -194,15 +194,25 @@ fn middle() -> Vec<Fixture> {
         .set(Change::Ring(Some(B1), None))
         .send(data(ISN + 10, ACKED, 10), to(B0))
         .flows(&[flow(B0, ff::ESTABLISHED).seq(ISN + 20)]),
-        Fixture::new("unknown segment, then nonsense", "What is out of sequence proves nothing.")
-            .tcp()
-            .send(data(ISN, ACKED, 10), to(B0).as_(Outcome::Adopted))
-            .send(data(FAR, ACKED, 10), to(B0))
-            .flows(&[flow(B0, ff::PROVISIONAL).seq(ISN + 10)]),
-        Fixture::new("unknown FIN", "Adopted as any other segment: its acknowledgement will come.")
-            .tcp()
-            .send(fin(ISN, ACKED), to(B0).as_(Outcome::Adopted))
-            .flows(&[flow(B0, ff::PROVISIONAL).seq(ISN + 1)]),
+        Fixture::new(
+            "unknown segment, then nonsense",
+            "What is out of sequence proves nothing, but the first may be the stray.",
+        )
+        .tcp()
+        .send(data(ISN, ACKED, 10), to(B0).as_(Outcome::Adopted))
+        .send(data(FAR, ACKED, 10), to(B0))
+        .flows(&[flow(B0, ff::PROVISIONAL).seq(FAR + 10)])
+        .send(data(FAR + 10, ACKED, 10), to(B0))
+        .flows(&[flow(B0, ff::ESTABLISHED).seq(FAR + 20)]),
+        Fixture::new(
+            "unknown FIN",
+            "Adopted as any other segment, and known for what it is: its acknowledgement will come.",
+        )
+        .tcp()
+        .send(fin(ISN, ACKED), to(B0).as_(Outcome::Adopted))
+        .flows(&[flow(B0, ff::PROVISIONAL | ff::CLIENT_FIN).seq(ISN + 1)])
+        .send(ack(ISN + 1, ACKED + 1), to(B0))
+        .flows(&[flow(B0, ff::ESTABLISHED | ff::CLIENT_FIN).seq(ISN + 1)]),
         Fixture::new("RST miss", "The reset of an unknown flow is passed on by the hash and leaves no trace.")
             .tcp()
             .send(rst(ISN), to(B0).as_(Outcome::Stateless))
