@@ -165,7 +165,10 @@ fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Met
     let old = entry.track(meta);
     let new = tcp::from_server(old, segment);
     entry.put_track(old, new);
-    entry.touch(meta, new.flags, now);
+    // What a server repeats to a client that has never answered, SYN-ACKs for a minute, keeps no half-open flow.
+    if new.flags != old.flags || new.flags & flow_flag::ESTABLISHED != 0 {
+        entry.touch(meta, new.flags, now);
+    }
     if segment.has(flag::RST) && new.flags & !old.flags & flow_flag::RST != 0 {
         count::reset(control, entry.backend());
     }

@@ -54,6 +54,31 @@ fn replies() -> Vec<Fixture> {
                 segment(SYN | ACK, ACKED - 1, ISN + 1, 0).with(|frame| frame.hop_limit = 1),
                 Heard::Dropped(Outcome::DroppedHopLimit),
             ),
+        Fixture::new(
+            "an old connection on the backend",
+            "What it says of that one is forgotten with the new one's SYN-ACK.",
+        )
+        .nat()
+        .tcp()
+        .send(syn(ISN), opens_to(B0))
+        .reply(B0, ACK, 0x7000_0000, 77, 0)
+        .send(rst(77), to(B0))
+        .send(syn(ISN), to(B0))
+        .answered(B0)
+        .send(ack(ISN + 1, ACKED), to(B0))
+        .flows(&[flow(B0, ff::ESTABLISHED).seq(ISN + 1).ack(ACKED)]),
+        Fixture::new("a SYN-ACK sent again", "It keeps no half-open flow: its client may be nobody.")
+            .nat()
+            .tcp()
+            .send(syn(ISN), opens_to(B0))
+            .set(Change::Pass(6))
+            .answered(B0)
+            .set(Change::Ring(Some(B1), None))
+            .send(syn(ISN), to(B0))
+            .set(Change::Pass(6))
+            .says(B0, segment(SYN | ACK, ACKED - 1, ISN + 1, 0), HEARD)
+            .set(Change::Pass(6))
+            .send(syn(ISN), opens_to(B1)),
         established("finished both ways", "Both FINs acknowledged: the flow is over, to the packet.")
             .send(segment(FIN | ACK, ISN + 1, ACKED, 0), to(B0))
             .reply(B0, ACK, ACKED, ISN + 2, 0)
