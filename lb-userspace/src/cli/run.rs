@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use axum::Router;
@@ -42,6 +43,8 @@ use crate::{
 
 /// News about next hops that wait for the engine.
 const NEXT_HOP_QUEUE: usize = 256;
+/// How long a stop waits until all that has happened is in the hooks' queues.
+const QUEUEING: Duration = Duration::from_secs(5);
 
 /// `ebb run`.
 pub(super) fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
@@ -58,12 +61,18 @@ pub(super) fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
 struct Daemon {
     handle: Handle,
     engine: JoinHandle<()>,
-    server: tokio::task::JoinHandle<()>,
+    answering: Answering,
     stop: watch::Sender<bool>,
-    remote: Option<Remote>,
     reopen: Option<Reopen>,
     /// The file it was started with, and what that said about the daemon itself.
     config: Option<(PathBuf, file::Daemon)>,
+}
+
+/// What others ask and are told by.
+struct Answering {
+    server: tokio::task::JoinHandle<()>,
+    remote: Option<Remote>,
+    hooks: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -121,7 +130,7 @@ impl Daemon {
         let answering =
             applied.and_then(|()| Self::begin(settings, socket, doors, handle.clone(), stop.clone(), stopped));
         match answering {
-            Ok((server, remote)) => Ok(Self { handle, engine, server, stop, remote, reopen, config }),
+            Ok(answering) => Ok(Self { handle, engine, answering, stop, reopen, config }),
             Err(failure) => {
                 stop.send_replace(true);
                 join(engine).await;
@@ -138,14 +147,13 @@ impl Daemon {
         handle: Handle,
         stop: watch::Sender<bool>,
         stopped: watch::Receiver<bool>,
-    ) -> Result<(tokio::task::JoinHandle<()>, Option<Remote>), Failure> {
+    ) -> Result<Answering, Failure> {
         if let Some(listener) = doors.metrics {
             tokio::spawn(metrics::serve(listener.open()?, handle.clone(), wait_for(stopped.clone())));
         }
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
-        if !settings.hooks.is_empty() {
-            tokio::spawn(tell_hooks(handle.clone(), settings.clone(), wait_for(stopped.clone())));
-        }
+        let tell = || tokio::spawn(tell_hooks(handle.clone(), settings.clone()));
+        let hooks = (!settings.hooks.is_empty()).then(tell);
         let info = DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -164,7 +172,8 @@ impl Daemon {
         };
         let remote = doors.remote.map(serve).transpose()?;
         let router = page::on_socket(api::router(handle).merge(of_daemon));
-        Ok((tokio::spawn(api::serve::serve(socket, router, wait_for(stopped))), remote))
+        let server = tokio::spawn(api::serve::serve(socket, router, wait_for(stopped)));
+        Ok(Answering { server, remote, hooks })
     }
 
     async fn until_stopped(&self, signals: &mut Signals) {
@@ -206,7 +215,7 @@ impl Daemon {
         let settings = file.daemon.remote.as_ref().map(config::remote::Remote::settings);
         let renewal = Remote::look(settings.as_ref())?;
         apply(&self.handle, &file).await?;
-        if let Some(remote) = &self.remote {
+        if let Some(remote) = &self.answering.remote {
             remote.renew(renewal);
         }
         Ok(())
@@ -214,10 +223,18 @@ impl Daemon {
 
     async fn stop(self) {
         self.stop.send_replace(true);
-        if let Err(error) = self.server.await {
+        let Answering { server, hooks, .. } = self.answering;
+        if let Err(error) = server.await {
             tracing::error!("the API ended badly: {error}");
         }
         join(self.engine).await;
+        // With the engine's last event in their queues they end by themselves.
+        let Some(hooks) = hooks else { return };
+        if tokio::time::timeout(QUEUEING, hooks).await.is_err() {
+            tracing::error!(
+                "hooks will not be told of all that has happened: their queues were not written in {QUEUEING:?}"
+            );
+        }
     }
 }
 
@@ -266,9 +283,9 @@ fn open_flow_log(spec: FlowLogSpec) -> Result<FlowLog, Failure> {
     })
 }
 
-async fn tell_hooks(handle: Handle, settings: Settings, stopped: impl Future<Output = ()>) {
+async fn tell_hooks(handle: Handle, settings: Settings) {
     let directory = settings.state_dir.join("hooks");
-    if let Err(error) = hooks::run(handle, settings.hooks, &directory, stopped).await {
+    if let Err(error) = hooks::run(handle, settings.hooks, &directory).await {
         tracing::error!("hooks are told nothing: cannot keep their queues in {}: {error}", directory.display());
     }
 }

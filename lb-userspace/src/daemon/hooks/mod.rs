@@ -114,13 +114,9 @@ struct Notification<'a> {
     outcome: Option<Outcome>,
 }
 
-/// Tells hooks until `shutdown`. What has not been delivered by then is in `directory` for the next start.
-pub async fn run(
-    handle: Handle,
-    hooks: Vec<HookSpec>,
-    directory: &Path,
-    shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
+/// Tells hooks until the engine has ended and all that it told is queued. What has not been delivered by then is in `directory` for
+/// the next start.
+pub async fn run(handle: Handle, hooks: Vec<HookSpec>, directory: &Path) -> io::Result<()> {
     let open = |spec: HookSpec| {
         let queue = Mutex::new(Queue::open(directory, &spec.name)?);
         Ok(Arc::new(Hook { spec, queue, news: Notify::new() }))
@@ -130,10 +126,7 @@ pub async fn run(
     for hook in &hooks {
         deliveries.spawn(deliver_for_ever(hook.clone()));
     }
-    tokio::select! {
-        () = collect(&handle, &hooks) => {}
-        () = shutdown => {}
-    }
+    collect(&handle, &hooks).await;
     Ok(())
 }
 

@@ -6,7 +6,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::daemon::fake::Rig;
+use crate::{
+    control::model::{DrainRequest, WaitFor},
+    daemon::fake::Rig,
+};
 
 fn spec(more: &serde_json::Value) -> HookSpec {
     let mut spec = serde_json::json!({ "name": "pager" });
@@ -28,7 +31,7 @@ async fn drained() -> Rig {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let force = serde_json::from_value(serde_json::json!({ "force": true })).expect("a request");
     rig.handle.drain("web", "b", force).await.expect("it drains");
-    rig.handle.wait("web", "b", crate::control::model::WaitFor::Drained, None).await.expect("it ends");
+    rig.handle.wait("web", "b", WaitFor::Drained, None).await.expect("it ends");
     rig
 }
 
@@ -66,7 +69,7 @@ async fn a_command_is_told_everything_in_order_though_its_first_attempt_fails() 
     let once = rig.directory.path().join("once");
     let script = format!("test -e {1} || {{ touch {1}; exit 1; }}; cat >> {0}", file.display(), once.display());
     let directory = rig.directory.path().join("hooks");
-    let running = run(rig.handle.clone(), vec![shell(&script)], &directory, std::future::pending());
+    let running = run(rig.handle.clone(), vec![shell(&script)], &directory);
     let looking = until(|| Some(told(&file)).filter(|told| told.len() == STORY.len()));
     let story = tokio::select! { seen = looking => seen, _ = running => panic!("hooks do not end") };
     assert_eq!(kinds(&story), STORY);
@@ -85,19 +88,37 @@ async fn what_a_hook_was_not_told_it_is_told_after_a_restart() {
         let journal = fs::read_to_string(directory.join("pager.journal")).unwrap_or_default();
         (journal.lines().count() == STORY.len()).then_some(())
     });
-    let running = run(rig.handle.clone(), vec![hung], &directory, std::future::pending());
+    let running = run(rig.handle.clone(), vec![hung], &directory);
     tokio::select! { () = looking => {}, _ = running => panic!("hooks do not end") };
 
     let next = Rig::new();
-    let running = run(
-        next.handle.clone(),
-        vec![shell(&format!("cat >> {}", file.display()))],
-        &directory,
-        std::future::pending(),
-    );
+    let running = run(next.handle.clone(), vec![shell(&format!("cat >> {}", file.display()))], &directory);
     let looking = until(|| Some(told(&file)).filter(|told| told.len() == STORY.len()));
     let story = tokio::select! { seen = looking => seen, _ = running => panic!("hooks do not end") };
     assert_eq!(kinds(&story), STORY);
+}
+
+#[tokio::test]
+async fn what_happens_up_to_the_stop_is_queued() {
+    let rig = drained().await;
+    let directory = rig.directory.path().join("hooks");
+    let journal = directory.join("pager.journal");
+    let lines = move || fs::read_to_string(&journal).unwrap_or_default().lines().count();
+    let running = {
+        let (handle, directory) = (rig.handle.clone(), directory.clone());
+        tokio::spawn(async move { run(handle, vec![shell("sleep 1000")], &directory).await })
+    };
+    until(|| (lines() == STORY.len()).then_some(())).await;
+    for _ in 0..10 {
+        rig.handle.activate("web", "b").await.expect("it is back");
+        let force = DrainRequest { force: true, ..DrainRequest::default() };
+        rig.handle.drain("web", "b", force).await.expect("it drains");
+    }
+    let events = rig.handle.events(0).await.expect("events").backlog;
+    let wanted = events.iter().filter(|event| shell("true").wants(event)).count();
+    let _files = rig.stop().await;
+    running.await.expect("it ends by itself").expect("the queue is kept");
+    assert_eq!(lines(), wanted);
 }
 
 #[tokio::test]
