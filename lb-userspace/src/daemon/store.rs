@@ -89,6 +89,8 @@ struct Saved {
     boot_id: String,
     next_event: u64,
     flow_state_lost_ns: Option<u64>,
+    #[serde(default)]
+    untracked: Option<u64>,
     service_slots: Slots,
     backend_slots: Slots,
     departed: VecDeque<Departed>,
@@ -153,6 +155,7 @@ impl Store {
             services: services.collect(),
             next_event: balancer.next_event,
             flow_state_lost_ns: balancer.flow_state_lost_ns,
+            untracked: balancer.untracked,
             service_slots: balancer.service_slots.clone(),
             backend_slots: balancer.backend_slots.clone(),
             departed: balancer.departed.clone(),
@@ -194,6 +197,7 @@ impl Store {
         balancer.service_slots = saved.service_slots;
         balancer.backend_slots = saved.backend_slots;
         balancer.flow_state_lost_ns = saved.flow_state_lost_ns.filter(|_| same_boot);
+        balancer.untracked = saved.untracked.filter(|_| same_boot);
         balancer.next_event = saved.next_event;
         balancer.departed = saved.departed;
         if !same_boot {

@@ -38,6 +38,8 @@ pub struct Balancer {
     pub backend_slots: Slots,
     /// When flows were last known to be missing from the table.
     pub flow_state_lost_ns: Option<u64>,
+    /// How many flows the datapath had not been able to record at the latest look; unknown before the first.
+    pub untracked: Option<u64>,
     /// The id of the next event.
     pub next_event: u64,
     /// Deleted backends and their last drains, the latest last.
@@ -48,8 +50,6 @@ pub struct Balancer {
     work: Vec<Work>,
     /// Services whose rows, backends' rows or rings may have to be written.
     dirty: BTreeSet<ServiceSlot>,
-    /// How many flows could not be recorded, at the latest look.
-    untracked: Option<u64>,
 }
 
 /// A backend that is no more.

@@ -388,6 +388,20 @@ async fn a_full_flow_table_holds_drains_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn flows_that_found_no_room_while_nobody_was_there_hold_drains_open() {
+    let rig = three().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (datapath, clock, directory) = rig.kill().await;
+    datapath.kernel().untracked = 5;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    rig.handle.drain("web", "web-1", timeout(1_000)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(340)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Draining);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(get(&rig, 1).await.state, State::Drained);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wiped_flow_table_holds_drains_open() {
     let rig = three().await;
     let now_ns = rig.clock.now().mono_ns;
