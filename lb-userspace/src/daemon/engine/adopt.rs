@@ -70,7 +70,9 @@ impl Engine {
 
     /// Has a row freed that nobody here knows.
     fn strike(&mut self, slot: BackendSlot, generation: u32) {
-        tracing::warn!("a backend found in the datapath is not in the state on disk: it is taken out");
+        tracing::warn!(
+            "a backend found in the datapath is not in the state on disk: it is taken out, and its connections end at their next packet"
+        );
         let unknown = BackendConfig {
             service: ServiceSlot(0),
             address: std::net::Ipv4Addr::UNSPECIFIED.into(),
