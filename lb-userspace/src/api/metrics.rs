@@ -228,7 +228,7 @@ impl Moment {
         let of_state: [(&str, &str, &[BackendState]); 3] = [
             (
                 "service_healthy_backends",
-                "Backends that pass their checks",
+                "Backends that do not fail their checks, also those out of rotation; one not checked yet is none",
                 &[BackendState::Active, BackendState::Draining, BackendState::Drained],
             ),
             (

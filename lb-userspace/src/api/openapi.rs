@@ -15,7 +15,7 @@ use super::{
     rights::{Need, Needs, Right},
 };
 
-const TEXT: &str = "Everything that the command line does, as JSON over HTTP, on the daemon's Unix socket and, \
+const TEXT: &str = "Everything that the command line does to services, as JSON over HTTP, on the daemon's Unix socket and, \
     if it is told to listen, over mutual TLS. On the socket every caller may do everything; over TLS each operation says in x-rights \
     which rights allow it, own_address only for the backends at the caller's own address. Durations are seconds, times RFC 3339. Fields may be added; a client ignores those it does not know.";
 

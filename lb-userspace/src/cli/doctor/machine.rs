@@ -3,43 +3,56 @@
 use std::{fs, path::Path};
 
 use super::{Finding, Level};
-use crate::{datapath::kernel, privilege};
+use crate::{control::vip::Vip, datapath::kernel, privilege};
 
 /// Kernel, BPF and rights.
 pub(super) fn findings() -> Vec<Finding> {
     vec![kernel(), btf(), jit(), bpffs(), rights()]
 }
 
-/// Sysctls that only matter where replies run through this host.
-pub(super) fn forwarding(nat: bool) -> Vec<Finding> {
-    if !nat {
-        return Vec::new();
-    }
-    let strict = ["all", "default"]
-        .iter()
-        .any(|scope| read(&format!("/proc/sys/net/ipv4/conf/{scope}/rp_filter")) == Some("1".to_owned()));
+/// Sysctls that only matter where replies of these services run through this host, by these interfaces.
+pub(super) fn forwarding(nat: &[Vip], interfaces: &[String]) -> Vec<Finding> {
+    let [v4, v6] = [true, false].map(|v4| nat.iter().any(|vip| vip.address.is_ipv4() == v4));
     let mut findings = Vec::new();
-    if strict {
-        findings.push(Finding::bad(
-            Level::Warn,
-            "rp_filter",
-            "strict: replies of nat backends that the program passes up are dropped by the kernel",
-            Some("sysctl -w net.ipv4.conf.all.rp_filter=2".to_owned()),
-        ));
-    } else {
-        findings.push(Finding::ok("rp_filter", "not strict"));
+    if v4 {
+        findings.push(reverse_path(interfaces));
+        findings.push(forwards("net/ipv4/ip_forward"));
     }
-    if read("/proc/sys/net/ipv4/ip_forward").as_deref() == Some("1") {
-        findings.push(Finding::ok("ip_forward", "on"));
-    } else {
-        findings.push(Finding::bad(
-            Level::Warn,
-            "ip_forward",
-            "off: fragments and errors for nat flows that the program leaves to the kernel go no further",
-            Some("sysctl -w net.ipv4.ip_forward=1".to_owned()),
-        ));
+    if v6 {
+        findings.push(forwards("net/ipv6/conf/all/forwarding"));
     }
     findings
+}
+
+/// The kernel takes the stricter of "all" and the interface's own (Documentation/networking/ip-sysctl.rst).
+fn reverse_path(interfaces: &[String]) -> Finding {
+    let names = interfaces.iter().map(String::as_str).chain(["all"]);
+    let sysctls = names.map(|name| format!("net/ipv4/conf/{name}/rp_filter"));
+    let strict = |sysctl: &String| setting(sysctl).as_deref() == Some("1");
+    let Some(sysctl) = sysctls.into_iter().find(strict) else { return Finding::ok("rp_filter", "not strict") };
+    Finding::bad(
+        Level::Warn,
+        "rp_filter",
+        "strict: replies of nat backends that the program passes up are dropped by the kernel",
+        Some(format!("sysctl -w {sysctl}=2")),
+    )
+}
+
+fn forwards(sysctl: &'static str) -> Finding {
+    if setting(sysctl).as_deref() == Some("1") {
+        return Finding::ok(sysctl, "on");
+    }
+    Finding::bad(
+        Level::Warn,
+        sysctl,
+        "off: fragments and errors for nat flows that the program leaves to the kernel go no further",
+        Some(format!("sysctl -w {sysctl}=1")),
+    )
+}
+
+/// By its name with slashes: those of interfaces may have dots.
+fn setting(sysctl: &str) -> Option<String> {
+    read(&format!("/proc/sys/{sysctl}"))
 }
 
 fn kernel() -> Finding {

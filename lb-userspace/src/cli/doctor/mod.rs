@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     api::client::{Client, ClientError},
-    control::model::{State, Status},
+    control::{
+        model::{Forward, State, Status},
+        vip::Vip,
+    },
     net::links,
 };
 
@@ -71,12 +74,11 @@ struct Report {
 pub(super) async fn doctor(wanted: &[String], client: &Client, print: Printer) -> Result<Exit, Failure> {
     let daemon = client.status(None).await;
     let mut checks = machine::findings();
-    let nat = daemon
-        .as_ref()
-        .is_ok_and(|status| status.services.iter().any(|service| service.forward == crate::datapath::Forward::Nat));
-    checks.extend(machine::forwarding(nat));
     let running: Vec<String> =
         daemon.iter().flat_map(|status| &status.datapath.interfaces).map(|interface| interface.name.clone()).collect();
+    let services = daemon.iter().flat_map(|status| &status.services);
+    let nat: Vec<Vip> = services.filter(|service| service.forward == Forward::Nat).map(|service| service.vip).collect();
+    checks.extend(machine::forwarding(&nat, &running));
     checks.extend(interfaces(if wanted.is_empty() { &running } else { wanted }, &running));
     checks.extend(of_daemon(&daemon, client));
     let healthy = checks.iter().all(|finding| finding.level < Level::Fail);
@@ -127,11 +129,12 @@ fn of_daemon(daemon: &Result<Status, ClientError>, client: &Client) -> Vec<Findi
     let detail = format!("answers at {}, {} services", client.place(), status.services.len());
     let mut findings = vec![Finding::ok("daemon", detail)];
     for service in &status.services {
-        for backend in service.backends.iter().filter(|backend| backend.state == State::Initial) {
+        let fails = |state| matches!(state, State::Initial | State::Unhealthy | State::UnhealthyDraining);
+        for backend in service.backends.iter().filter(|backend| fails(backend.state)) {
             findings.push(Finding::bad(
                 Level::Warn,
                 format!("{}/{}", service.name, backend.name),
-                format!("gets no flows yet: {}", backend.reason),
+                format!("gets no new flows: {}", backend.reason),
                 Some(format!("ping -c1 {ip}; ip neigh get {ip} dev IFACE", ip = backend.address.ip)),
             ));
         }
