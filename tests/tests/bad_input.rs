@@ -1,6 +1,11 @@
 //! Mistakes: each is answered by one line that says what is wrong, with the contract's exit code, and changes nothing.
 
-use std::{os::unix::process::CommandExt as _, time::Duration};
+use std::{
+    os::unix::process::CommandExt as _,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use ebb_tests::{
@@ -167,11 +172,22 @@ fn a_stale_socket_is_replaced() -> Result<()> {
 fn without_privilege_it_says_what_it_needs() -> Result<()> {
     let lab = Lab::build(Plan::default())?;
     let ebb = Ebb::new(&lab, &[])?;
+    let output = as_nobody(&ebb, &["run", "-i", "lo", "--socket", "/tmp/ebb-unprivileged.sock"])?;
+    assert_eq!(output.code, FAILED, "{output:?}");
+    assert!(output.stderr.contains("root") || output.stderr.contains("CAP_"), "{output:?}");
+    assert_eq!(output.stderr.trim_end().lines().count(), 1, "{output:?}");
+    Ok(())
+}
+
+/// Runs the CLI as a user who may do nothing.
+fn as_nobody(ebb: &Ebb, arguments: &[&str]) -> Result<Output> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     // A copy that nobody may read, whatever the directories of the checkout allow.
-    let copy = std::env::temp_dir().join(format!("ebb-unprivileged-{}", std::process::id()));
+    let copy = std::env::temp_dir().join(format!("ebb-unprivileged-{}-{number}", std::process::id()));
     std::fs::copy(ebb.program(), &copy)?;
     let mut command = std::process::Command::new(&copy);
-    command.args(["run", "-i", "lo", "--socket", "/tmp/ebb-unprivileged.sock"]).uid(65_534).gid(65_534);
+    command.args(arguments).uid(65_534).gid(65_534);
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().context("run as nobody")?;
     let ended = wait_until("it to give up", Duration::from_secs(10), || matches!(child.try_wait(), Ok(Some(_))));
@@ -180,9 +196,26 @@ fn without_privilege_it_says_what_it_needs() -> Result<()> {
     }
     let output = child.wait_with_output()?;
     std::fs::remove_file(&copy)?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(FAILED), "{stderr}");
-    assert!(stderr.contains("root") || stderr.contains("CAP_"), "{stderr}");
-    assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
-    Ok(())
+    Ok(Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+#[test]
+fn what_nobody_may_look_at_is_not_called_unattached() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let pins = scene.lab.pin_path();
+    let unload = |path: &Path| {
+        let path = path.to_string_lossy();
+        as_nobody(&scene.ebb, &["unload", "--socket", "/nowhere/ebb.sock", "--pin-path", &path])
+    };
+    // As the default is below a directory of its own.
+    for path in [&pins, &pins.join("v1")] {
+        check("unload", &unload(path)?, FAILED, "run this as root");
+    }
+    let output = unload(Path::new("/nowhere/pins"))?;
+    assert_eq!((output.code, output.stdout.as_str()), (0, "nothing was attached\n"), "{output:?}");
+    scene.visit(20).map(drop)
 }

@@ -187,6 +187,24 @@ fn unloading_takes_everything_off() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn unloading_asks_the_daemon_what_to_take_off() -> Result<()> {
+    let mut scene = Scene::with_web(Setting::default(), &[])?;
+    scene.visit(10)?;
+    let socket = scene.ebb.socket();
+    // Without the daemon's --pin-path and --state-dir, as where they are in its file.
+    let unload = scene.ebb.background_on(&scene.lab.balancer, &[("EBB_SOCKET", &socket)], &["unload"])?;
+    let output = unload.wait(SOON)?;
+    assert_eq!(
+        (output.code, output.stdout.as_str()),
+        (0, "detached from eth0\nthe daemon has stopped\n"),
+        "{output:?}"
+    );
+    assert!(!scene.lab.pin_path().exists(), "the pins are gone");
+    assert!(scene.ebb.terminate()?.success(), "it has ended by itself");
+    scene.ebb.run().context("its state is free")
+}
+
 /// Room on the disk is reserved before a command takes force: a full one refuses what would need more, and that alone.
 #[test]
 fn a_full_disk_forgets_no_change() -> Result<()> {

@@ -35,6 +35,9 @@ pub enum ClientError {
         /// What to do.
         advice: &'static str,
     },
+    /// Whether somebody listens is not for this user to know.
+    #[error("no permission to use {}: run this as root or as a member of the socket's group", .0.display())]
+    NoPermission(PathBuf),
     /// One end does not trust the other.
     #[error("{0}")]
     Distrust(String),
@@ -180,10 +183,7 @@ impl Client {
 
     fn unreachable(&self, source: io::Error) -> ClientError {
         match (&self.place, source.kind()) {
-            (Place::Socket(socket), io::ErrorKind::PermissionDenied) => ClientError::broken(
-                format!("no permission to use {}", socket.display()),
-                &"run this as root or as a member of the socket's group",
-            ),
+            (Place::Socket(socket), io::ErrorKind::PermissionDenied) => ClientError::NoPermission(socket.clone()),
             (Place::Socket(socket), _) => ClientError::NoDaemon {
                 place: socket.display().to_string(),
                 source,

@@ -1,6 +1,6 @@
 //! What concerns the daemon itself rather than what it balances.
 
-use std::path::PathBuf;
+use std::path::{self, Path, PathBuf};
 
 use axum::{
     Json, Router,
@@ -22,6 +22,19 @@ pub struct DaemonInfo {
     pub pin_path: PathBuf,
     /// Where its state is kept.
     pub state_dir: PathBuf,
+}
+
+impl DaemonInfo {
+    /// This process, with these directories. They are told in full: whoever asks may be elsewhere.
+    pub fn of_this(pin_path: &Path, state_dir: &Path) -> Self {
+        let whole = |path: &Path| path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            pin_path: whole(pin_path),
+            state_dir: whole(state_dir),
+        }
+    }
 }
 
 /// The answer to a request to stop.

@@ -214,9 +214,12 @@ pub struct UnloadArgs {
     /// Only detach from this interface (repeat for several); all of them by default
     #[arg(short, long = "interface", value_name = "IFACE")]
     pub interfaces: Vec<String>,
-    /// Directories of the datapath and of the state
-    #[command(flatten)]
-    pub places: Places,
+    /// Directory of the pinned datapath [default: the running daemon's, or the default of "ebb run"]
+    #[arg(long, value_name = "DIR")]
+    pub pin_path: Option<PathBuf>,
+    /// Taken so that the options of "ebb run" can be repeated; a running daemon tells where its state is
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Where the datapath and the daemon's state live.

@@ -66,6 +66,7 @@ impl From<ClientError> for Failure {
             ClientError::NoDaemon { .. } => Exit::NoDaemon,
             // What is malformed never gets as far as the daemon: what it refuses makes no sense as things stand.
             ClientError::Refused(_)
+            | ClientError::NoPermission(_)
             | ClientError::Distrust(_)
             | ClientError::TooLong(_)
             | ClientError::Broken { .. } => Exit::Failed,

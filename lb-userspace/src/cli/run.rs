@@ -154,12 +154,7 @@ impl Daemon {
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
         let tell = || tokio::spawn(tell_hooks(handle.clone(), settings.clone()));
         let hooks = (!settings.hooks.is_empty()).then(tell);
-        let info = DaemonInfo {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            pin_path: settings.datapath.pin_path.clone(),
-            state_dir: settings.state_dir.clone(),
-        };
+        let info = DaemonInfo::of_this(&settings.datapath.pin_path, &settings.state_dir);
         let of_daemon = api::daemon_router(info, stop);
         if let Some(listener) = doors.page {
             let operations = api::remote_router(handle.clone(), Router::new());

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use super::args::{DEFAULT_STATE_DIR, Places, RunArgs};
+use super::args::{DEFAULT_STATE_DIR, RunArgs};
 use crate::{
     api::{remote, socket::Access},
     config::{
@@ -71,14 +71,6 @@ pub(super) fn mode(given: Option<Mode>) -> datapath::Mode {
         Mode::Native => datapath::Mode::Native,
         Mode::Generic => datapath::Mode::Generic,
     }
-}
-
-/// The directories of pins and of state that a command without a file works on.
-pub(super) fn places(places: &Places) -> (PathBuf, PathBuf) {
-    (
-        places.pin_path.clone().unwrap_or_else(datapath::default_pin_path),
-        places.state_dir.clone().unwrap_or_else(default_state_dir),
-    )
 }
 
 fn default_state_dir() -> PathBuf {

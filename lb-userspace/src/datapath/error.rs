@@ -30,6 +30,12 @@ pub enum OpenError {
         /// By how many seconds.
         offset_s: i64,
     },
+    /// Pins of another user's.
+    #[error("not permitted to look into {}, where something may be attached: run this as root", path.display())]
+    Hidden {
+        /// The directory.
+        path: PathBuf,
+    },
     /// No such interface.
     #[error("there is no interface named {name:?} here; there are: {known}")]
     NoInterface {

@@ -39,7 +39,7 @@ pub use ebpf::{EbpfDatapath, Options};
 pub use error::OpenError;
 pub use log::ProgramLog;
 pub use pins::default_pin_path;
-pub use unload::{Unloaded, unload, unload_any_layout};
+pub use unload::{Unloaded, pinned_at, unload, unload_directories};
 
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::CString,
-    fs::{self, File, TryLockError},
+    fs::{self, File, ReadDir, TryLockError},
     io,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -220,9 +220,19 @@ pub(crate) fn remove_directory(directory: &Path) -> Result<(), OpenError> {
 }
 
 /// The default directories that exist, of whatever layout.
-pub(crate) fn default_directories() -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+pub(crate) fn default_directories() -> Result<Vec<PathBuf>, OpenError> {
+    let entries = entries(Path::new(ROOT))?.into_iter().flatten().flatten();
+    Ok(entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+}
+
+/// What is in a directory, or `None` if there is no such directory. One that may not be looked into may be there.
+pub(crate) fn entries(directory: &Path) -> Result<Option<ReadDir>, OpenError> {
+    fs::read_dir(directory).map(Some).or_else(|source| match source.raw_os_error() {
+        // The second is what the BPF filesystem says of names that it does not take.
+        Some(libc::ENOENT | libc::EPERM) => Ok(None),
+        Some(libc::EACCES) => Err(OpenError::Hidden { path: directory.into() }),
+        _ => Err(OpenError::Refused { action: format!("cannot list {}", directory.display()), source }),
+    })
 }
 
 /// Whether `path` is one of the default directories.

@@ -28,13 +28,25 @@ pub fn unload(pin_path: &Path, interfaces: &[String]) -> Result<Unloaded, OpenEr
     unload_directories(&[pin_path.to_owned()], interfaces)
 }
 
-/// As [`unload`]; the default directory stands for those of every layout, so that one build can make way for another.
-pub fn unload_any_layout(pin_path: &Path, interfaces: &[String]) -> Result<Unloaded, OpenError> {
-    let directories = if pins::is_default(pin_path) { pins::default_directories() } else { vec![pin_path.to_owned()] };
-    unload_directories(&directories, interfaces)
+/// The directories of pins that there are at `pin_path`. A default one stands for those of every layout, so that one build can
+/// make way for another.
+///
+/// # Errors
+///
+/// Fails when there may be one that this process may not look into.
+pub fn pinned_at(pin_path: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let named = if pins::is_default(pin_path) { pins::default_directories()? } else { vec![pin_path.to_owned()] };
+    let mut there = Vec::new();
+    for directory in named {
+        if pins::entries(&directory)?.is_some() {
+            there.push(directory);
+        }
+    }
+    Ok(there)
 }
 
-fn unload_directories(directories: &[PathBuf], interfaces: &[String]) -> Result<Unloaded, OpenError> {
+/// As [`unload`], for several directories.
+pub fn unload_directories(directories: &[PathBuf], interfaces: &[String]) -> Result<Unloaded, OpenError> {
     let known = links::list().opening(|| "cannot list the interfaces".into())?;
     let mut wanted = Vec::new();
     for name in interfaces {
