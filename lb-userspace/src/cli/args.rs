@@ -26,7 +26,7 @@ use crate::{
         quic::{QuicCid, ServerId},
         vip::{BackendAddress, Vip},
     },
-    datapath::{CutPolicy, Echo, Forward},
+    datapath::{self, CutPolicy, Echo, Forward},
 };
 
 /// Where the daemon listens unless told otherwise.
@@ -225,8 +225,8 @@ pub struct UnloadArgs {
 /// Where the datapath and the daemon's state live.
 #[derive(Debug, Clone, Args)]
 pub struct Places {
-    /// Directory on bpffs for the pinned datapath [default: /sys/fs/bpf/ebb]
-    #[arg(long, value_name = "DIR")]
+    /// Directory on bpffs for the pinned datapath
+    #[arg(long, value_name = "DIR", help = pin_path_help())]
     pub pin_path: Option<PathBuf>,
     /// Directory for what must survive a reboot [default: /var/lib/ebb]
     #[arg(long, value_name = "DIR")]
@@ -506,4 +506,9 @@ pub struct FlowsArgs {
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub limit: u32,
+}
+
+/// The default has the layout's number in it.
+fn pin_path_help() -> String {
+    format!("Directory on bpffs for the pinned datapath [default: {}]", datapath::default_pin_path().display())
 }

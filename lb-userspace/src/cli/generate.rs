@@ -35,6 +35,7 @@ pub(super) fn manual(directory: &Path) -> Result<Exit, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::default_pin_path;
 
     #[test]
     fn the_definition_is_consistent() {
@@ -49,6 +50,15 @@ mod tests {
             let script = String::from_utf8(script).expect("text");
             assert!(script.contains("drain") && script.contains("on-timeout"), "{shell}");
         }
+    }
+
+    #[test]
+    fn the_help_has_the_directory_that_is_used() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").expect("a command");
+        let pin_path = run.get_arguments().find(|argument| argument.get_id() == "pin_path").expect("an argument");
+        let help = pin_path.get_help().expect("a help").to_string();
+        assert!(help.contains(&format!("[default: {}]", default_pin_path().display())), "{help}");
     }
 
     #[test]
