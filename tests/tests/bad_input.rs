@@ -204,6 +204,16 @@ fn as_nobody(ebb: &Ebb, arguments: &[&str]) -> Result<Output> {
 }
 
 #[test]
+fn who_may_not_ask_does_not_wait() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let socket = scene.ebb.socket();
+    // Within the time that a user who may do nothing is given, which is less than a daemon is borne with.
+    let output = as_nobody(&scene.ebb, &["wait", "web/b1", "--socket", &socket.to_string_lossy()])?;
+    check("wait", &output, FAILED, "no permission to use");
+    Ok(())
+}
+
+#[test]
 fn what_nobody_may_look_at_is_not_called_unattached() -> Result<()> {
     let scene = Scene::with_web(Setting::default(), &[])?;
     let pins = scene.lab.pin_path();

@@ -168,8 +168,8 @@ async fn outlast(
     print: Printer,
     lines: bool,
 ) -> Result<WaitResult, Failure> {
-    // A daemon that is not there to begin with is an error at once.
-    if let Err(error @ (ClientError::NoDaemon { .. } | ClientError::Distrust(_))) =
+    // A daemon that is not there to begin with, or not for us, is an error at once.
+    if let Err(error @ (ClientError::NoDaemon { .. } | ClientError::NoPermission(_) | ClientError::Distrust(_))) =
         client.backend(&target.service, &target.backend).await
     {
         return Err(error.into());
