@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::socket::SocketMode,
-    config::file::Mode,
+    config::file::{MaxFlows, Mode},
     control::{
         duration::{Limit, Seconds},
         hold::{HoldAnswer, HoldResult},
@@ -189,8 +189,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "auto|native|generic", value_parser = words(&MODES))]
     pub mode: Option<Mode>,
     /// Flows that can be tracked at once
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
-    pub max_flows: Option<u32>,
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<MaxFlows>,
     /// Serve metrics for Prometheus here, e.g. 127.0.0.1:9090
     #[arg(long, value_name = "ADDR:PORT", value_parser = listen_address)]
     pub metrics: Option<SocketAddr>,

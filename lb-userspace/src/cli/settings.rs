@@ -6,7 +6,7 @@ use super::args::{DEFAULT_STATE_DIR, RunArgs};
 use crate::{
     api::{remote, socket::Access},
     config::{
-        file::{Daemon, Mode},
+        file::{Daemon, MaxFlows, Mode},
         remote::Remote,
     },
     daemon::{flow_log::FlowLogSpec, hooks::HookSpec},
@@ -55,7 +55,7 @@ impl Settings {
             datapath: datapath::Options {
                 interfaces: interfaces.clone(),
                 mode: mode(args.mode.or(file.mode)),
-                max_flows: args.max_flows.or(file.max_flows).unwrap_or(defaults.max_flows),
+                max_flows: args.max_flows.or(file.max_flows).map_or(defaults.max_flows, MaxFlows::get),
                 count_flows: file.flow_log.is_some(),
                 pin_path: pin_path.cloned().unwrap_or(defaults.pin_path),
                 ..defaults
@@ -103,6 +103,15 @@ mod tests {
         assert_eq!(settings.state_dir, PathBuf::from("/srv/ebb"));
         assert_eq!(settings.metrics, Some(([127, 0, 0, 1], 9090).into()));
         assert_eq!(settings.datapath.pin_path, datapath::default_pin_path());
+    }
+
+    #[test]
+    fn the_flag_and_the_file_take_the_same_numbers_of_flows() {
+        for (flows, taken) in [("1", true), ("67108864", true), ("0", false), ("67108865", false), ("-1", false)] {
+            let flag = Cli::try_parse_from(["ebb", "run", &format!("--max-flows={flows}")]).is_ok();
+            let file = crate::config::file::parse(&format!("[daemon]\nmax_flows = {flows}\n")).is_ok();
+            assert_eq!((flag, file), (taken, taken), "{flows}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The file that `run`, `check` and `apply` read, as types.
 
-use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, ops::Range, path::PathBuf};
+use std::{collections::HashMap, fmt::Display, hash::Hash, net::SocketAddr, ops::Range, path::PathBuf, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,8 @@ pub struct Daemon {
     /// How the program is attached.
     pub mode: Option<Mode>,
     /// Flows that can be tracked at once.
-    pub max_flows: Option<u32>,
+    #[schemars(with = "Option<u32>")]
+    pub max_flows: Option<MaxFlows>,
     /// Where metrics are served, e.g. `127.0.0.1:9090`.
     pub metrics: Option<SocketAddr>,
     /// Mode of the control socket, in octal: who may write to it may do everything.
@@ -69,6 +70,42 @@ pub struct Daemon {
     /// Who is told what happens to backends.
     #[serde(default, rename = "hook")]
     pub hooks: Vec<HookSpec>,
+}
+
+/// Flows that can be tracked at once, from 1 to [`MaxFlows::MOST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct MaxFlows(u32);
+
+impl MaxFlows {
+    /// The most: a table of 5 GB.
+    pub const MOST: u32 = 1 << 26;
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for MaxFlows {
+    type Error = Error;
+
+    fn try_from(flows: i64) -> Result<Self, Error> {
+        let known = u32::try_from(flows).ok().filter(|flows| (1..=Self::MOST).contains(flows));
+        known.map(Self).ok_or_else(|| not_flows(&flows))
+    }
+}
+
+impl FromStr for MaxFlows {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        text.parse::<i64>().map_err(|_| not_flows(&text))?.try_into()
+    }
+}
+
+fn not_flows(given: &dyn Display) -> Error {
+    Error::Invalid(format!("'{given}' is not a number of flows: write a whole number from 1 to {}", MaxFlows::MOST))
 }
 
 /// Where the program runs.
@@ -493,6 +530,9 @@ when_unhealthy = "refuse"
             ("weight = 1", "weight = 70000", "line 15, column 12: weight 70000 is too large"),
             ("weight = 1", "weight = -1", "line 15, column 12: "),
             ("\"reset\"", "\"rset\"", "line 11, column 20: unknown value \"rset\", did you mean \"reset\"?"),
+            ("65536", "0", "line 5, column 13: '0' is not a number of flows: write a whole number from 1 to 67108864"),
+            ("65536", "67108865", "line 5, column 13: '67108865' is not a number of flows"),
+            ("65536", "-1", "line 5, column 13: '-1' is not a number of flows"),
             ("max_flows", "max_flow", "line 5, column 1: unknown key \"max_flow\", did you mean \"max_flows\"?"),
             ("[daemon]", "[deamon]", "line 2, column 2: unknown key \"deamon\", did you mean \"daemon\"?"),
         ] {
