@@ -68,6 +68,9 @@ fn commands_with_mistakes_change_nothing() -> Result<()> {
         (&["backend", "add", "web", "b9", "10.2.0.99:8080"], FAILED, "port"),
         // QUIC runs over UDP.
         (&["service", "set", "web", "--quic-cid", "4"], FAILED, "UDP"),
+        // Neither goes with TCP, nor so long a prefix with IPv4.
+        (&["service", "set", "web", "--per-datagram", "true"], FAILED, "UDP"),
+        (&["service", "set", "web", "--affinity", "source/64"], FAILED, "1 to 32"),
         // Malformed values.
         (&["service", "set", "web", "--quic-cid", "16"], USAGE, "'16'"),
         (&["backend", "set", "web", "b1", "--server-id", "0x0a"], USAGE, "0x0a"),
@@ -123,6 +126,37 @@ fn without_a_daemon_commands_say_so() -> Result<()> {
         let output = ebb.cli(arguments)?;
         check(&arguments.join(" "), &output, NO_DAEMON, &ebb.socket().display().to_string());
     }
+    Ok(())
+}
+
+/// What no service could be set to is refused before a daemon is asked, as other malformed values are.
+#[test]
+fn settings_that_make_no_sense_are_usage() -> Result<()> {
+    let lab = Lab::build(Plan::default())?;
+    let ebb = Ebb::new(&lab, &[])?;
+    let cases: &[(&[&str], &str)] = &[
+        (&["--idle-timeout", "0"], "idle timeout"),
+        (&["--drain-idle", "0"], "drain_idle"),
+        (&["--drain-hold", "0"], "drain_hold"),
+        (&["--affinity", "source/0"], "affinity"),
+        (&["--affinity", "source/129"], "affinity"),
+        (&["--check", "tcp", "--check-interval", "1ms"], "interval"),
+        (&["--check", "tcp", "--check-timeout", "0"], "timeout"),
+        (&["--check", "tcp", "--check-rise", "0"], "rise"),
+        (&["--check", "tcp", "--check-jitter", "5"], "jitter"),
+        (&["--check", "http", "--check-status", "999"], "statuses"),
+        (&["--check", "http", "--check-path", "up"], "path"),
+    ];
+    for (flags, mentions) in cases {
+        let add = [&["service", "add", "x", "--vip", "10.9.0.9:80/tcp"], *flags].concat();
+        check(&add.join(" "), &ebb.cli(&add)?, USAGE, mentions);
+        // Without the kind it is that of the check that is there, which only the daemon knows.
+        let flags = if flags[0] == "--check" { &flags[2..] } else { flags };
+        let set = [&["service", "set", "x"], flags].concat();
+        check(&set.join(" "), &ebb.cli(&set)?, USAGE, mentions);
+    }
+    let output = ebb.cli(&["service", "set", "x", "--check-path", "/up"])?;
+    check("set", &output, NO_DAEMON, &ebb.socket().display().to_string());
     Ok(())
 }
 

@@ -89,6 +89,15 @@ impl CheckArgs {
         given.over(present).map(|health| Some(Some(health)))
     }
 
+    /// As [`CheckArgs::health`] where what is there is not known: a check of a kind that these flags can be for.
+    pub fn alone(&self) -> Result<Option<Option<HealthSpec>>, Error> {
+        if !self.build_on_present() {
+            return self.health(None);
+        }
+        let kind = OrNone(Some(self.settings().kind()));
+        Self { check: Some(kind), ..self.clone() }.health(None)
+    }
+
     fn settings(&self) -> CheckSettings {
         CheckSettings {
             check: self.check.and_then(|check| check.0),
@@ -136,6 +145,18 @@ mod tests {
         let other = typed(&["--check-fall", "9"]);
         assert!(other.build_on_present() && other.health(None).is_err(), "there is nothing to change");
         assert_eq!(other.health(Some(&health)), Ok(Some(Some(HealthSpec { fall: 9, ..health }))));
+    }
+
+    #[test]
+    fn flags_alone_are_for_a_check_that_has_them() {
+        let kind = |flags: &[&str]| typed(flags).alone().map(|health| health.flatten().map(|health| health.check));
+        assert_eq!(kind(&[]), Ok(None));
+        assert_eq!(kind(&["--check", "none"]), Ok(None));
+        assert_eq!(kind(&["--check-rise", "3"]), Ok(Some(Check::Tcp)));
+        let udp = Check::Udp { send: String::new(), expect: Some("pong".to_owned()) };
+        assert_eq!(kind(&["--check-expect", "pong"]), Ok(Some(udp)));
+        assert!(kind(&["--check-expect", "pong", "--check-path", "/"]).is_err(), "no check has both");
+        assert!(kind(&["--check", "command"]).is_err());
     }
 
     #[test]

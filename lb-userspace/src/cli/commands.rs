@@ -1,6 +1,6 @@
 //! The commands that ask once and print the answer.
 
-use std::io::Write;
+use std::{io::Write, net::Ipv6Addr};
 
 use super::{
     args::{FlowsArgs, ServiceSettings},
@@ -13,13 +13,16 @@ use crate::{
     config::file::NewService,
     control::{
         Error,
-        model::{BackendPatch, BackendSpec, ServicePatch, Status},
+        model::{BackendPatch, BackendSpec, Protocol, ServicePatch, Status},
         vip::Vip,
     },
     datapath::Forward,
 };
 
 type Done = Result<Exit, Failure>;
+
+/// An address for examples (RFC 3849).
+const DOCUMENTATION: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// `ebb status`.
 pub(super) async fn status(service: Option<&str>, client: &Client, print: Printer) -> Done {
@@ -53,6 +56,7 @@ pub(super) async fn add_service(
 ) -> Done {
     let health = settings.check.health(None).map_err(|error| usage(&error))?;
     let service = NewService { name, vip, forward, settings: ServicePatch { health, ..settings.patch() } };
+    service.check().map_err(|error| usage(&error))?;
     let added = client.add_service(&service).await?;
     print.say(&added, &format!("service {name} added: {vip}"))?;
     Ok(Exit::Done)
@@ -74,6 +78,7 @@ pub(super) async fn show_service(name: &str, client: &Client, print: Printer) ->
 
 /// `ebb service set`.
 pub(super) async fn set_service(name: &str, settings: &ServiceSettings, client: &Client, print: Printer) -> Done {
+    check_alone(name, settings).map_err(|error| usage(&error))?;
     let present = if settings.check.build_on_present() { client.service(name).await?.settings.health } else { None };
     let health = settings.check.health(present.as_ref()).map_err(|error| usage(&error))?;
     let patch = ServicePatch { health, ..settings.patch() };
@@ -83,6 +88,14 @@ pub(super) async fn set_service(name: &str, settings: &ServiceSettings, client: 
     let service = client.set_service(name, &patch).await?;
     print.say(&service, &format!("service {name} changed"))?;
     Ok(Exit::Done)
+}
+
+/// Refuses what no service could be set to. Whether this one can, the daemon knows.
+fn check_alone(name: &str, settings: &ServiceSettings) -> Result<(), Error> {
+    let settings = ServicePatch { health: settings.check.alone()?, ..settings.patch() };
+    // Some settings are for UDP only, and a prefix may be as long as the VIP: this one takes all.
+    let vip = Vip { address: (DOCUMENTATION, 1).into(), protocol: Protocol::Udp };
+    NewService { name, vip, forward: None, settings }.check()
 }
 
 fn usage(error: &Error) -> Failure {

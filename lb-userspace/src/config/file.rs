@@ -259,6 +259,11 @@ pub struct NewService<'a> {
 }
 
 impl NewService<'_> {
+    /// Refuses what the daemon would refuse whatever services it has.
+    pub fn check(&self) -> Result<(), Error> {
+        validate::service(&self.spec()?)
+    }
+
     /// With the defaults filled in. They are written down once, where the wire's shape is read.
     fn spec(&self) -> Result<ServiceSpec, Error> {
         serde_json::to_value(self)

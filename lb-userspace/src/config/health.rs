@@ -111,17 +111,27 @@ impl CheckSettings {
         serde_json::from_value(health).map_err(unreadable)
     }
 
-    /// Whether all settings given are for this kind.
-    fn fits(&self, kind: CheckKind) -> Result<(), Error> {
-        let settings = [
+    /// The kind that these settings are for, `tcp` where they are for any.
+    pub fn kind(&self) -> CheckKind {
+        let given = self.of_one_kind().into_iter().find(|(.., given)| *given).map(|(_, kind, _)| kind);
+        self.check.or(given).unwrap_or(CheckKind::Tcp)
+    }
+
+    /// The settings that only one kind has, and whether they are given.
+    fn of_one_kind(&self) -> [(&'static str, CheckKind, bool); 6] {
+        [
             ("path", CheckKind::Http, self.path.is_some()),
             ("statuses", CheckKind::Http, self.statuses.is_some()),
             ("host", CheckKind::Http, self.host.is_some()),
             ("send", CheckKind::Udp, self.send.is_some()),
             ("expect", CheckKind::Udp, self.expect.is_some()),
             ("command", CheckKind::Command, self.command.is_some()),
-        ];
-        match settings.iter().find(|(_, of, given)| *given && *of != kind) {
+        ]
+    }
+
+    /// Whether all settings given are for this kind.
+    fn fits(&self, kind: CheckKind) -> Result<(), Error> {
+        match self.of_one_kind().iter().find(|(_, of, given)| *given && *of != kind) {
             Some((name, of, _)) => Err(Error::Invalid(format!(
                 "health check: {name} is a setting of {of} checks, and this is a {kind} check"
             ))),
