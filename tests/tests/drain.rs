@@ -1,6 +1,9 @@
 //! Draining a backend under traffic: how it begins, goes on, and ends.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use ebb_tests::{
@@ -260,6 +263,25 @@ fn the_last_active_backend_is_guarded() -> Result<()> {
     scene.visit(10)?;
     scene.ebb.ok(&["drain", "web/b1", "--force", "--wait"])?;
     assert_eq!(scene.ebb.backend("web/b1")?.state, "drained");
+    Ok(())
+}
+
+/// As under `| head`: what a wait has come to is in its exit code, whoever reads along.
+#[test]
+fn a_reader_that_goes_away_does_not_end_the_wait() -> Result<()> {
+    let scene = Scene::with_web(Setting::default(), &[])?;
+    let held = scene.hold(30)?;
+    for arguments in [&["drain", "web/b1", "--timeout", "3s", "--wait"][..], &["wait", "web/b1", "-o", "json"]] {
+        let mut command = scene.lab.balancer.command(scene.ebb.program())?;
+        command.args(arguments).env("EBB_SOCKET", scene.ebb.socket());
+        let mut waiting = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        drop(waiting.stdout.take());
+        wait_until("it to end", SOON, || matches!(waiting.try_wait(), Ok(Some(_))))?;
+        let output = waiting.wait_with_output()?;
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(3), &b""[..]), "{arguments:?}: {output:?}");
+        assert_eq!(last_drain(&scene, "web/b1")?.outcome, "deadline", "it was waited for");
+    }
+    drop(held);
     Ok(())
 }
 

@@ -71,7 +71,7 @@ async fn drain_one(target: &Target, request: &DrainRequest, wait: bool, client: 
         return Ok(Exit::Done);
     }
     let result = outlast(target, WaitFor::Drained, None, client, print, true).await?;
-    print.say(&result, &ended(target, &result))?;
+    print.conclude(&result, &ended(target, &result))?;
     Ok(exit_of(&result))
 }
 
@@ -82,13 +82,13 @@ async fn wait_for_all(drains: &Drains, client: &Client, print: Printer) -> Done 
         let target = Target { service: drain.service.clone(), backend: drain.backend.clone() };
         let result = outlast(&target, WaitFor::Drained, None, client, print, true).await?;
         if !print.is_json() {
-            print.say(&result, &ended(&target, &result))?;
+            print.conclude(&result, &ended(&target, &result))?;
         }
         results.push(result);
     }
     let exits: Vec<Exit> = results.iter().map(exit_of).collect();
     if print.is_json() {
-        print.say(&Results { results }, "")?;
+        print.conclude(&Results { results }, "")?;
     }
     let worst = [Exit::FlowsCut, Exit::Cancelled].into_iter().find(|exit| exits.contains(exit));
     Ok(worst.unwrap_or(Exit::Done))
@@ -133,10 +133,10 @@ pub(super) async fn wait(args: &WaitArgs, client: &Client, print: Printer) -> Do
     let goal = args.goal;
     let result = outlast(&args.target, goal, timeout, client, print, false).await?;
     if goal == WaitFor::Active {
-        print.say(&result, &format!("{}: active", args.target))?;
+        print.conclude(&result, &format!("{}: active", args.target))?;
         return Ok(Exit::Done);
     }
-    print.say(&result, &ended(&args.target, &result))?;
+    print.conclude(&result, &ended(&args.target, &result))?;
     Ok(exit_of(&result))
 }
 
@@ -146,7 +146,7 @@ pub(super) async fn remove(service: &str, name: &str, now: bool, wait: bool, cli
     let target = Target { service: service.to_owned(), backend: name.to_owned() };
     if wait {
         let result = outlast(&target, WaitFor::Drained, None, client, print, true).await?;
-        print.say(&result, &ended(&target, &result))?;
+        print.conclude(&result, &ended(&target, &result))?;
         // With --now, cutting is what was asked for.
         return Ok(if now { Exit::Done } else { exit_of(&result) });
     }

@@ -29,6 +29,23 @@ impl Printer {
         value: &T,
         people: impl FnOnce(&mut Vec<u8>, &T) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        Ok(self.write(value, people)?)
+    }
+
+    /// Prints `value` as JSON, or a sentence.
+    pub(super) fn say<T: Serialize>(self, value: &T, sentence: &str) -> Result<(), Failure> {
+        self.show(value, |out, _| writeln!(out, "{sentence}"))
+    }
+
+    /// As [`Printer::say`] for what a wait has come to. The exit code tells it too, also to those who have closed the output.
+    pub(super) fn conclude<T: Serialize>(self, value: &T, sentence: &str) -> Result<(), Failure> {
+        match self.write(value, |out, _| writeln!(out, "{sentence}")) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => Ok(written?),
+        }
+    }
+
+    fn write<T: Serialize>(self, value: &T, people: impl FnOnce(&mut Vec<u8>, &T) -> io::Result<()>) -> io::Result<()> {
         let mut text = Vec::new();
         if self.is_json() {
             serde_json::to_writer(&mut text, value).map_err(io::Error::from)?;
@@ -38,12 +55,6 @@ impl Printer {
         }
         let mut out = io::stdout().lock();
         out.write_all(&text)?;
-        out.flush()?;
-        Ok(())
-    }
-
-    /// Prints `value` as JSON, or a sentence.
-    pub(super) fn say<T: Serialize>(self, value: &T, sentence: &str) -> Result<(), Failure> {
-        self.show(value, |out, _| writeln!(out, "{sentence}"))
+        out.flush()
     }
 }

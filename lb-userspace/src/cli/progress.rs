@@ -109,8 +109,18 @@ impl Progress {
         }
     }
 
-    /// Shows one look.
+    /// Shows one look. When the reader (`head`) has seen enough, no further one is shown.
     pub(super) fn show(&mut self, look: &Look) -> io::Result<()> {
+        match self.draw(look) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                *self = Self::Silent;
+                Ok(())
+            }
+            drawn => drawn,
+        }
+    }
+
+    fn draw(&mut self, look: &Look) -> io::Result<()> {
         match self {
             Self::Silent => Ok(()),
             Self::Bar { label, bar } => {
