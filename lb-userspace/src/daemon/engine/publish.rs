@@ -35,7 +35,9 @@ impl Engine {
     /// The same with the deadlines that the rows have had; the others are left for the next [`Engine::publish`].
     pub(super) fn publish_without_deadlines(&mut self) -> Result<(), DatapathError> {
         let dirty = self.balancer.take_dirty();
-        dirty.iter().for_each(|slot| self.balancer.touch(*slot));
+        for slot in &dirty {
+            self.balancer.touch(*slot);
+        }
         self.publish_services(dirty, Deadlines::Kept)
     }
 
