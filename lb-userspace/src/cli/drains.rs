@@ -147,8 +147,11 @@ pub(super) async fn remove(service: &str, name: &str, now: bool, wait: bool, cli
     if wait {
         let result = outlast(&target, WaitFor::Drained, None, client, print, true).await?;
         print.conclude(&result, &ended(&target, &result))?;
-        // With --now, cutting is what was asked for.
-        return Ok(if now { Exit::Done } else { exit_of(&result) });
+        return Ok(match exit_of(&result) {
+            // Cutting is what was asked for.
+            Exit::FlowsCut if now => Exit::Done,
+            exit => exit,
+        });
     }
     let sentence = if removal.removed {
         format!("{target}: removed")
