@@ -27,8 +27,11 @@ const STEPS: &[Step] = &[
     ("a mutant", || mutants::mutants(true)),
     ("benchmark, to see that it runs", || command::run(test::bench()?.arg("--quick"))),
     ("demo", || command::run(&mut test::demo()?)),
-    ("faults", || command::run(test::chaos()?.args(["--seconds", "90"]))),
+    ("faults", || command::run(test::chaos()?.args(["--seconds", "90", "--seed", SEED]))),
 ];
+
+/// Its first thirty steps have every kind of fault. One and the same for every run: what is new on a commit is to blame on it.
+const SEED: &str = "41";
 
 /// Runs every step, so that one run shows all that is wrong; without the set-up there is no point.
 pub(crate) fn ci() -> Result<()> {
