@@ -4,12 +4,12 @@
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_check_mtu as check_mtu};
 use lb_common::{
     addr::Addr,
-    backend::{Backend, Keep},
+    backend::{Backend, Keep, backend_flag},
     control::{Control, Peer},
     flow::{FlowKey, Meta, flow_flag, is_finished},
     flow_table::{Entries, Entry, Lookup},
     outcome::Outcome,
-    service::{Service, vip_kind},
+    service::{Service, service_flag, vip_kind},
     tcp::{self, flag},
     time,
     vlan::Tag,
@@ -72,7 +72,7 @@ pub fn reply(packet: &Packet, frame: u32) -> Result<Sent, Outcome> {
 
 /// The reply's flow is over, and the backend is told, unless it already says so itself.
 const OVER: u32 = NONE - 1;
-/// The reply's flow is over, and it is a datagram.
+/// The reply's flow is over, and it is a datagram, or nobody is to be told.
 const OVER_SILENTLY: u32 = NONE - 2;
 
 /// The entry of the flow that a backend's packet is a reply on, with the reply taken into its state; or else [`NONE`],
@@ -99,10 +99,23 @@ fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome>
     let share = entry.key().hash(&control.table_keys) as u16;
     let keep = backend.keeps(entry.generation(), is_finished(meta.flags()), share, now_ns);
     if keep as u8 != Keep::Forward as u8 || meta.any(flow_flag::CUT) {
-        return Ok(if ip.protocol == protocol::TCP { OVER } else { OVER_SILENTLY });
+        let told = ip.protocol == protocol::TCP && !is_silent(entry, backend, keep, meta);
+        return Ok(if told { OVER } else { OVER_SILENTLY });
     }
     follow(packet, &ip, control, entry, meta, time::ticks(now_ns))?;
     Ok(index)
+}
+
+/// Whether the backend of a flow that is over gets no more answer than the client does: as its row says while it has the
+/// flow's slot, as the service says after that.
+#[inline(always)]
+fn is_silent(entry: FlowRef, backend: &Backend, keep: Keep, meta: Meta) -> bool {
+    let gone =
+        backend.generation != entry.generation() || (keep as u8 == Keep::Gone as u8 && !meta.any(flow_flag::CUT));
+    if !gone {
+        return backend.flags & backend_flag::SILENT != 0;
+    }
+    SERVICES.get(entry.key().service() as u32).is_some_and(|service| service.flags & service_flag::SILENT != 0)
 }
 
 /// Rewrites a reply on the flow of an entry and sends it to the client.

@@ -147,6 +147,22 @@ fn over() -> Vec<Fixture> {
             .set(Change::Cut)
             .send(rst(ISN + 1), to(B0))
             .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Reset { seq: ISN + 1, ack: 0, flags: RST }),
+        established("past the deadline, silent, the backend's data", "Neither end is told.")
+            .set(Change::Silent(B0))
+            .set(Change::Drain(B0, B1, PAST))
+            .says(B0, segment(ACK | PSH, ACKED, ISN + 1, 10), Heard::Dropped(Outcome::DroppedCut)),
+        established("cut, silent, the backend's data", "The service's own policy counts once its backend is gone.")
+            .set(Change::Silent(B0))
+            .set(Change::Cut)
+            .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Dropped(Outcome::DroppedCut))
+            .set(Change::Replace(B0))
+            .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Reset { seq: ISN + 1, ack: 0, flags: RST })
+            .set(Change::ServiceSilent)
+            .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Dropped(Outcome::DroppedCut)),
+        established("a backend that is gone, silent, and its data", "The service's own policy counts.")
+            .set(Change::ServiceSilent)
+            .set(Change::Remove(B0))
+            .says(B0, segment(ACK, ACKED, ISN + 1, 4), Heard::Dropped(Outcome::DroppedCut)),
         Fixture::new("a datagram back on a flow that was cut", "Dropped: the client has been steered elsewhere.")
             .nat()
             .udp()
