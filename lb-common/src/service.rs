@@ -110,3 +110,8 @@ const _: () = assert!(size_of::<VipEntry>() == 32);
 /// How many consecutive entries a look-up in the VIP table reads at most; the daemon grows or re-seeds the table until
 /// every key is found within them.
 pub const VIP_PROBES: u32 = 8;
+
+/// How many `nat` services may share a backend endpoint: a reply is looked for in so many, and the daemon refuses another.
+pub const SHARED_BY: u32 = 4;
+
+const _: () = assert!(SHARED_BY <= VIP_PROBES);

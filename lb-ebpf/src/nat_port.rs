@@ -3,11 +3,14 @@
 //! The backend would see the same tuple twice, so the later flow's source port is rewritten: to the original with some
 //! of its upper bits turned over, so that the original follows from it and no second entry is needed.
 
-use lb_common::{flow_table::Entries, service::vip_kind};
+use lb_common::{
+    flow_table::Entries,
+    service::{SHARED_BY, vip_kind},
+};
 
 use crate::{
     entry::FlowMap,
-    forward::nat::{SHARED_BY, ebb_flow_of, goes_to, knows_by},
+    forward::nat::{ebb_flow_of, goes_to, knows_by},
     maps::{CONTROL, SERVICES},
     scratch, services, steer,
 };

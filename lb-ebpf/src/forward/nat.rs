@@ -9,7 +9,7 @@ use lb_common::{
     flow::{FlowKey, Meta, flow_flag, is_finished},
     flow_table::{Entries, Entry, Lookup},
     outcome::Outcome,
-    service::{Service, service_flag, vip_kind},
+    service::{SHARED_BY, Service, service_flag, vip_kind},
     tcp::{self, flag},
     time,
     vlan::Tag,
@@ -31,9 +31,6 @@ use crate::{
     services, steer, tally, too_big,
     track::Place,
 };
-
-/// Services that may share one backend endpoint.
-pub const SHARED_BY: u32 = 4;
 
 /// Sends a packet of a client to its backend.
 #[unsafe(no_mangle)]

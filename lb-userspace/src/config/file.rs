@@ -19,6 +19,7 @@ use crate::{
         hold::HoldResult,
         model::{Affinity, BackendSpec, MAX_WEIGHT, MaxOut, ServicePatch, ServiceSpec, WantedService, WhenUnhealthy},
         quic::{QuicCid, ServerId},
+        sharers::Sharers,
         validate,
         vip::{BackendAddress, Vip, check_name},
     },
@@ -183,7 +184,7 @@ pub struct Backend {
     /// Unique in its service.
     #[schemars(with = "String")]
     pub name: Spanned<String>,
-    /// Where it is.
+    /// Where it is. Up to four `nat` services may have one address and port.
     #[schemars(with = "BackendAddress")]
     pub address: Spanned<BackendAddress>,
     /// Its share of new flows relative to the others.
@@ -279,6 +280,7 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
     file.daemon.remote.as_ref().map_or(Ok(()), |remote| remote.check(text))?;
     let mut names = HashMap::new();
     let mut vips = HashMap::new();
+    let mut sharers = Sharers::default();
     for service in &file.services {
         named(text, "service", &service.name)?;
         unique(text, &mut names, "service", service.name.get_ref(), &service.name)?;
@@ -287,6 +289,7 @@ pub fn parse(text: &str) -> Result<File, Mistake> {
         check_server_ids(text, service)?;
         check_health(text, service)?;
         check_settings(text, service)?;
+        check_endpoints(text, service, &mut sharers)?;
     }
     let backends = file.services.iter().flat_map(|service| &service.backends);
     for weight in backends.filter_map(|backend| backend.weight.as_ref()) {
@@ -324,6 +327,16 @@ fn check_health(text: &str, service: &Service) -> Result<(), Mistake> {
 fn check_settings(text: &str, service: &Service) -> Result<(), Mistake> {
     let checked = service.wanted().and_then(|wanted| validate::service(&wanted.service));
     checked.map_err(|error| Mistake::at(text, service.name.span(), error.to_string()))
+}
+
+/// Whether replies of the service's backends can be told from those of others at the same endpoints.
+fn check_endpoints(text: &str, service: &Service, sharers: &mut Sharers) -> Result<(), Mistake> {
+    let Ok(wanted) = service.wanted() else { return Ok(()) };
+    for (backend, spec) in service.backends.iter().zip(&wanted.backends) {
+        let admitted = sharers.admit(&wanted.service, spec);
+        admitted.map_err(|error| Mistake::at(text, backend.address.span(), error.to_string()))?;
+    }
+    Ok(())
 }
 
 fn check_backends(text: &str, service: &Service) -> Result<(), Mistake> {
@@ -519,6 +532,20 @@ when_unhealthy = "refuse"
     #[test]
     fn an_empty_file_is_a_file() {
         assert!(parse("").expect("nothing is wrong").services.is_empty());
+    }
+
+    #[test]
+    fn services_at_one_endpoint_are_as_many_as_can_be_told_apart() {
+        let service = |number| {
+            format!(
+                "[[service]]\nname = \"s{number}\"\nvip = \"10.0.1.{number}:80/tcp\"\nforward = \"nat\"\n\
+                 [[service.backend]]\nname = \"b\"\naddress = \"10.0.0.11\"\n"
+            )
+        };
+        let text: String = (1..=5).map(service).collect();
+        let expected = "line 35, column 11: backend s5/b: 4 services reach 10.0.0.11 port 80 by nat already";
+        assert!(said(&text).starts_with(expected), "{}", said(&text));
+        parse(&text.replace("10.0.1.5:80", "10.0.1.5:81")).expect("another port of the backend");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod quic;
 pub mod reconcile;
 pub mod revision;
 pub mod ring;
+pub mod sharers;
 pub mod slots;
 pub mod state;
 pub mod validate;

@@ -1,8 +1,9 @@
 //! All services: what commands do to them, what is to be told and what is to be done about it.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     net::IpAddr,
+    slice,
     time::Duration,
 };
 
@@ -18,10 +19,11 @@ use crate::{
         model::{
             self, BackendPatch, BackendSpec, DrainRequest, EventKind, LastDrain, ServicePatch, ServiceSpec, State,
         },
+        sharers::{self, Endpoint, Sharers},
         slots::Slots,
         validate,
     },
-    datapath::{BackendCounters, BackendSlot, CutPolicy, EndedFlow, Limits, NextHop, ServiceSlot, Sweep},
+    datapath::{BackendCounters, BackendSlot, CutPolicy, EndedFlow, Forward, Limits, NextHop, ServiceSlot, Sweep},
 };
 
 /// So many deleted backends' last drains are remembered, for those who wait for them.
@@ -156,7 +158,8 @@ impl Balancer {
 
     /// Adds a backend.
     pub fn add_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<(), Error> {
-        let at = self.admit_backend(service, spec, limits, now)?;
+        let mut sharers = self.sharers(self.find(service)?, slice::from_ref(&spec));
+        let at = self.admit_backend(service, spec, &mut sharers, limits, now)?;
         self.services[at].refresh_members();
         self.settle(at, now);
         Ok(())
@@ -171,14 +174,39 @@ impl Balancer {
         now: Now,
     ) -> Result<(), Error> {
         let at = self.find(service)?;
-        let added = specs.into_iter().try_for_each(|spec| self.admit_backend(service, spec, limits, now).map(drop));
+        let mut sharers = self.sharers(at, &specs);
+        let added = specs
+            .into_iter()
+            .try_for_each(|spec| self.admit_backend(service, spec, &mut sharers, limits, now).map(drop));
         self.services[at].refresh_members();
         self.settle(at, now);
         added
     }
 
+    /// How many backends of all services answer from where these are to, draining ones included.
+    fn sharers(&self, at: usize, specs: &[BackendSpec]) -> Sharers {
+        let service = &self.services[at].spec;
+        let sought: HashSet<Endpoint> = specs.iter().filter_map(|spec| sharers::endpoint(service, spec)).collect();
+        let mut sharers = Sharers::default();
+        if sought.is_empty() {
+            return sharers;
+        }
+        for service in self.services.iter().filter(|service| service.spec.forward == Forward::Nat) {
+            let endpoints = service.backends.iter().filter_map(|entry| sharers::endpoint(&service.spec, &entry.spec));
+            endpoints.filter(|endpoint| sought.contains(endpoint)).for_each(|endpoint| sharers.note(endpoint));
+        }
+        sharers
+    }
+
     /// Registers a backend, of which the ring has still to be told; returns the service's place.
-    fn admit_backend(&mut self, service: &str, spec: BackendSpec, limits: Limits, now: Now) -> Result<usize, Error> {
+    fn admit_backend(
+        &mut self,
+        service: &str,
+        spec: BackendSpec,
+        sharers: &mut Sharers,
+        limits: Limits,
+        now: Now,
+    ) -> Result<usize, Error> {
         let at = self.find(service)?;
         validate::backend(&self.services[at].spec, &spec)?;
         let in_use = &self.services[at];
@@ -199,6 +227,7 @@ impl Balancer {
                 spec.address, other.spec.name
             )));
         }
+        sharers.admit(&in_use.spec, &spec)?;
         let assigned_id = in_use.id_for(&spec, None)?;
         let (slot, generation) = self.backend_slots.allocate(limits.backends, now.mono_ns).ok_or_else(|| {
             Error::Refused(format!("there is no room for another backend: {} is the limit", limits.backends))

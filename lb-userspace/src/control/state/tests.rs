@@ -1,5 +1,6 @@
 mod hold;
 mod ids;
+mod sharers;
 
 use std::{
     collections::{BTreeSet, HashMap},
