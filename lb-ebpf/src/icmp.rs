@@ -156,7 +156,9 @@ fn owner(service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, 
     scratch::row()?.nat_query.client = quoted.destination;
     let index = nat::ebb_flow_of(slot, ports >> 16);
     if let Some(entry) = FlowMap.at(index) {
-        return Some((entry.backend(), index));
+        // A slot's heir gets nothing about flows that were not its own.
+        let backend = entry.backend();
+        return (steer::row(backend)?.generation == entry.generation()).then_some((backend, index));
     }
     let hash = steer::hash(service, &quoted.destination, ports.rotate_left(16));
     let choice = steer::forgotten(slot, service, hash, clock(CONTROL.get(0)?))?;

@@ -235,6 +235,11 @@ fn errors() -> Vec<Fixture> {
             .send(more(), to(B0))
             .set(Change::Ring(Some(B1), None))
             .send(error(), goes_with(B0, Outcome::IcmpError)),
+        Fixture::new("ICMP error about a flow whose backend is gone", "A slot's heir gets nothing of it.")
+            .set(Change::Address(0))
+            .send(open(), opens_to(B0))
+            .set(Change::Replace(B0))
+            .send(error(), drop(Outcome::DroppedNoBackend)),
         Fixture::new("ICMP error about an unknown flow", "It goes where the ring would send the flow's packets.")
             .set(Change::Address(0))
             .send(error(), goes_with(B0, Outcome::IcmpError)),
