@@ -41,6 +41,9 @@ pub trait Family {
     /// Takes one off the hop limit.
     fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome>;
 
+    /// Gives it the hop limit of a packet that is made here.
+    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()>;
+
     /// The source address.
     fn source(packet: &Packet, offset: usize) -> Option<Addr>;
 
@@ -132,6 +135,16 @@ impl Family for V4 {
         header.put::<u16, 8>(lowered);
         header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), delta));
         Ok(())
+    }
+
+    #[inline(always)]
+    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()> {
+        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset)?;
+        let old = header.get::<u16, 8>();
+        let new = u16::from_ne_bytes([HOP_LIMIT, old.to_ne_bytes()[1]]);
+        header.put::<u16, 8>(new);
+        header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), checksum::replace16(0, old, new)));
+        Some(())
     }
 
     #[inline(always)]
@@ -281,6 +294,12 @@ impl Family for V6 {
         }
         header.put::<u8, 7>(limit - 1);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()> {
+        packet.window::<{ Ipv6Hdr::LEN }>(offset)?.put::<u8, 7>(HOP_LIMIT);
+        Some(())
     }
 
     #[inline(always)]

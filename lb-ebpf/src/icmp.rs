@@ -125,6 +125,7 @@ fn echo<F: Family>(packet: &Packet, ip: &Ip) -> Result<Sent, Outcome> {
     header.put::<u16, 0>(new);
     header.put::<u16, 2>(checksum::update(header.get::<u16, 2>(), checksum::replace16(0, old, new)));
     F::swap_addresses(packet, ip.offset).ok_or(MALFORMED)?;
+    F::renew_hop_limit(packet, ip.offset).ok_or(MALFORMED)?;
     let (source, own) = packet.macs().ok_or(MALFORMED)?;
     write_mac_words(packet, source, own).ok_or(MALFORMED)?;
     Ok(Sent { ifindex: packet.ingress(), outcome: Outcome::EchoAnswered })

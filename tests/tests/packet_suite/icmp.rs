@@ -130,7 +130,8 @@ fn echoes() -> Vec<Fixture> {
     vec![
         Fixture::new("echo request", "Answered where that is wanted.")
             .set(Change::Address(address_flag::ANSWER_ECHO))
-            .send(echo(), echo_reply()),
+            .send(echo(), echo_reply())
+            .send(echo().with(|frame| frame.hop_limit = 3), echo_reply()),
         Fixture::new("echo request, not to be answered", "Passed: the host answers, or nobody does.")
             .set(Change::Address(0))
             .send(echo(), pass(Outcome::NotForService)),

@@ -149,6 +149,7 @@ pub fn echo_reply(frame: &Frame) -> Vec<u8> {
     let mut answer = frame.clone();
     std::mem::swap(&mut answer.source, &mut answer.destination);
     std::mem::swap(&mut answer.source_mac, &mut answer.destination_mac);
+    answer.hop_limit = 64;
     answer.payload = icmp::echo_payload(frame, true);
     answer.bytes()
 }
