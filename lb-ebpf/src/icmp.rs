@@ -170,7 +170,7 @@ fn owner(service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, 
 fn about_a_forwarded<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Result<Sent, Outcome> {
     let (quoted, ports) = quoted::<F>(packet, icmp)?;
     let backend = (&quoted.destination, (ports >> 16) as u16);
-    let index = nat::flow_between(&quoted, backend, (&quoted.source, ports as u16));
+    let index = nat::flow_between(&quoted, backend, (&quoted.source, ports as u16), None);
     if index == NONE {
         return Err(Outcome::NotForService);
     }

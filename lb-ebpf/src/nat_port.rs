@@ -3,16 +3,13 @@
 //! The backend would see the same tuple twice, so the later flow's source port is rewritten: to the original with some
 //! of its upper bits turned over, so that the original follows from it and no second entry is needed.
 
-use lb_common::{
-    flow_table::Entries,
-    service::{SHARED_BY, vip_kind},
-};
+use lb_common::service::{SHARED_BY, vip_kind};
 
 use crate::{
-    entry::FlowMap,
-    forward::nat::{ebb_flow_of, goes_to, knows_by},
+    forward::nat::flow_at,
     maps::{CONTROL, SERVICES},
-    scratch, services, steer,
+    scratch::{self, NONE, NatQuery},
+    services, steer,
 };
 
 /// What may be turned over in a port (network order as loaded); 0 leaves it as it is.
@@ -28,8 +25,6 @@ pub fn choose(backend: u32, port: u16) -> u32 {
     if ebb_nat_shared(backend) == 0 {
         return 0;
     }
-    let Some(scratch) = scratch::row() else { return TAKEN };
-    scratch.nat_query.client = scratch.request.client;
     for mask in MASKS {
         if ebb_nat_port_taken(backend, (port ^ mask) as u32) == 0 {
             return if mask == 0 { 0 } else { (port ^ mask) as u32 };
@@ -57,9 +52,17 @@ pub extern "C" fn ebb_nat_shared(backend: u32) -> u32 {
 pub extern "C" fn ebb_nat_port_taken(backend: u32, port: u32) -> u32 {
     let Some(scratch) = scratch::row() else { return 1 };
     let (Some(control), Some(row)) = (CONTROL.get(0), steer::row(backend)) else { return 1 };
+    let port = port as u16;
+    scratch.nat_query = NatQuery {
+        backend: row.addr,
+        client: scratch.request.client,
+        backend_port: row.port,
+        client_port: port,
+        protocol: 0,
+        acked: None,
+    };
     let request = &scratch.request;
     let Some(service) = SERVICES.get(request.service) else { return 1 };
-    let port = port as u16;
     let mut probe = 0;
     for _ in 0..SHARED_BY {
         let found = services::find(control, vip_kind::NAT_SOURCE, &row.addr, row.port, service.protocol, probe);
@@ -68,11 +71,7 @@ pub extern "C" fn ebb_nat_port_taken(backend: u32, port: u32) -> u32 {
         for mask in MASKS {
             let original = port ^ mask;
             let own = other == request.service && original == request.ports as u16;
-            if !own
-                && let Some(entry) = FlowMap.at(ebb_flow_of(other, original as u32))
-                && goes_to(entry, &row.addr, row.port)
-                && knows_by(entry, original, port)
-            {
+            if !own && flow_at(&scratch.nat_query, other, original) != NONE {
                 return 1;
             }
         }

@@ -73,6 +73,8 @@ pub struct NatQuery {
     pub client_port: u16,
     /// Protocol.
     pub protocol: u32,
+    /// What the backend acknowledges, to tell twins that both go to it apart.
+    pub acked: Option<u32>,
 }
 
 /// No entry, in a field that holds an index.

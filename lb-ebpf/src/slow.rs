@@ -242,7 +242,8 @@ impl Slow<'_> {
         if segment.seq != seq && !tcp::ahead(segment.seq, seq, WINDOW) {
             return main;
         }
-        if segment.has(flag::ACK) && !segment.has(flag::RST) {
+        // Where replies are seen, an acknowledgement of what the backend never said is a forgery.
+        if tcp::from_client(second.track(meta), segment).flags & flow_flag::ESTABLISHED != 0 {
             let taken_over = (meta.flags() | flow_flag::ESTABLISHED | flow_flag::TWIN) & !flow_flag::CANDIDATE;
             second.touch(meta, taken_over, self.now);
             let old = first.meta();

@@ -85,7 +85,8 @@ fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome>
     let ip = F::parse(packet, offset)?;
     let ports = parse::ports(packet, &ip).ok_or(Outcome::PassedMalformed)?;
     let control = CONTROL.get(0).ok_or(Outcome::NotForService)?;
-    let index = flow_between(&ip, (&ip.source, ports as u16), (&ip.destination, (ports >> 16) as u16));
+    let (backend, client) = ((&ip.source, ports as u16), (&ip.destination, (ports >> 16) as u16));
+    let index = flow_between(&ip, backend, client, acked(packet, &ip));
     if index == NONE {
         return Ok(NONE);
     }
@@ -114,6 +115,19 @@ fn is_silent(entry: FlowRef, backend: &Backend, keep: Keep, meta: Meta) -> bool 
     }
     SERVICES.get(entry.key().service() as u32).is_some_and(|service| service.flags & service_flag::SILENT != 0)
 }
+
+/// What a backend's segment acknowledges.
+#[inline(always)]
+fn acked(packet: &Packet, ip: &Ip) -> Option<u32> {
+    if ip.protocol != protocol::TCP {
+        return None;
+    }
+    let header = packet.window::<TCP_START>(ip.payload)?;
+    (header.get::<u8, 13>() & flag::ACK != 0).then(|| u32::from_be(header.get::<u32, 8>()))
+}
+
+/// Bytes of a TCP header up to the flags.
+const TCP_START: usize = 14;
 
 /// Rewrites a reply on the flow of an entry and sends it to the client.
 #[unsafe(no_mangle)]
@@ -197,7 +211,7 @@ pub fn to_peer(packet: &Packet, offset: usize, row: u16, outcome: Outcome) -> Re
 
 /// Whether an entry's flow goes to this endpoint.
 #[inline(always)]
-pub fn goes_to(entry: FlowRef, source: &Addr, port: u16) -> bool {
+fn goes_to(entry: FlowRef, source: &Addr, port: u16) -> bool {
     match steer::row(entry.backend()) {
         Some(Backend { addr, port: its, .. }) => addr == source && *its == port,
         None => false,
@@ -206,7 +220,7 @@ pub fn goes_to(entry: FlowRef, source: &Addr, port: u16) -> bool {
 
 /// The entry of the flow between a backend's endpoint and a client as the backend knows it, or [`NONE`].
 #[inline(always)]
-pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16)) -> u32 {
+pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16), acked: Option<u32>) -> u32 {
     let Some(scratch) = scratch::row() else { return NONE };
     scratch.nat_query = NatQuery {
         backend: *backend.0,
@@ -214,6 +228,7 @@ pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16)) -> u32
         backend_port: backend.1,
         client_port: client.1,
         protocol: ip.protocol as u32,
+        acked,
     };
     ebb_nat_flow()
 }
@@ -231,12 +246,8 @@ pub extern "C" fn ebb_nat_flow() -> u32 {
         let Some((service, next)) = found else { return NONE };
         probe = next;
         for mask in nat_port::MASKS {
-            let original = query.client_port ^ mask;
-            let index = ebb_flow_of(service, original as u32);
-            if let Some(entry) = FlowMap.at(index)
-                && goes_to(entry, backend, port)
-                && knows_by(entry, original, query.client_port)
-            {
+            let index = flow_at(query, service, query.client_port ^ mask);
+            if index != NONE {
                 return index;
             }
         }
@@ -244,7 +255,51 @@ pub extern "C" fn ebb_nat_flow() -> u32 {
     NONE
 }
 
-/// The entry of the flow of this CPU's [`NatQuery::client`] with that port at a service, or [`NONE`].
+/// The entry of the flow of a query at a service, if the client's own port is this one; or [`NONE`].
+#[inline(always)]
+pub fn flow_at(query: &NatQuery, service: u32, original: u16) -> u32 {
+    let main = ebb_flow_of(service, original as u32);
+    let Some(entry) = FlowMap.at(main) else { return NONE };
+    if entry.meta().any(flow_flag::TWIN) {
+        return ebb_twin_asked_for(main, ebb_second_of(main));
+    }
+    if is_asked_for(entry, query) { main } else { NONE }
+}
+
+/// Of the two entries of a tuple the one that this CPU's [`NatQuery`] asks for, or [`NONE`]. If both go to that backend, it
+/// is the one whose sequence space the packet acknowledges.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_twin_asked_for(main: u32, second: u32) -> u32 {
+    let (Some(scratch), Some(first)) = (scratch::row(), FlowMap.at(main)) else { return NONE };
+    let query = &scratch.nat_query;
+    let otherwise = if is_asked_for(first, query) { main } else { NONE };
+    let Some(entry) = FlowMap.at(second).filter(|entry| is_asked_for(*entry, query)) else { return otherwise };
+    match query.acked {
+        _ if otherwise == NONE => second,
+        Some(acked) if tcp::distance(acked, entry.client_seq()) < tcp::distance(acked, first.client_seq()) => second,
+        _ => main,
+    }
+}
+
+/// The second entry of a main one's tuple, or [`NONE`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_second_of(main: u32) -> u32 {
+    let (Some(entry), Some(control)) = (FlowMap.at(main), CONTROL.get(0)) else { return NONE };
+    match Place::of(control, entry.key()).second() {
+        Lookup::Found { index, .. } => index,
+        Lookup::Missing { .. } => NONE,
+    }
+}
+
+/// Whether an entry's flow is between the two of a query.
+#[inline(always)]
+fn is_asked_for(entry: FlowRef, query: &NatQuery) -> bool {
+    goes_to(entry, &query.backend, query.backend_port) && knows_by(entry, entry.key().port(), query.client_port)
+}
+
+/// The main entry of the flow of this CPU's [`NatQuery::client`] with that port at a service, or [`NONE`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn ebb_flow_of(service: u32, port: u32) -> u32 {
@@ -258,7 +313,7 @@ pub extern "C" fn ebb_flow_of(service: u32, port: u32) -> u32 {
 
 /// Whether the backend knows the client of a flow, whose own port is `original`, by `port`.
 #[inline(always)]
-pub fn knows_by(entry: FlowRef, original: u16, port: u16) -> bool {
+fn knows_by(entry: FlowRef, original: u16, port: u16) -> bool {
     let rewritten = entry.nat_port();
     (if rewritten == 0 { original } else { rewritten }) == port
 }

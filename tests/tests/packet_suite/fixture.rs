@@ -151,6 +151,8 @@ pub struct Flow {
     pub ack: Option<u32>,
     /// The client's port, if not the usual one.
     pub port: Option<u16>,
+    /// Whether its backend's answers were another flow's (`nat`).
+    pub unanswered: bool,
 }
 
 impl Fixture {
@@ -263,7 +265,7 @@ impl Fixture {
 /// A flow of that backend in its first life, with these flags and no others; those that follow from mode and protocol
 /// are added.
 pub fn flow(backend: B, flags: u16) -> Flow {
-    Flow { backend, generation: 7, flags, seq: None, ack: None, port: None }
+    Flow { backend, generation: 7, flags, seq: None, ack: None, port: None, unanswered: false }
 }
 
 impl Flow {
@@ -282,6 +284,12 @@ impl Flow {
     /// Of another port of the client.
     pub fn of_port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// Its backend has answered, but not on this flow.
+    pub fn without_reply(mut self) -> Self {
+        self.unanswered = true;
         self
     }
 

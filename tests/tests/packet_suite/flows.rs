@@ -160,6 +160,7 @@ fn twins() -> Vec<Fixture> {
         .flows(&[flow(B0, ff::ESTABLISHED | ff::TWIN).seq(ISN + 1), flow(B1, ff::CANDIDATE).seq(FAR + 1)])
         .send(data(ISN + 1, ACKED, 5), to(B0))
         .send(syn(FAR), to(B1))
+        .reply(B1, SYN | ACK, 76, FAR + 1, 0)
         .send(ack(FAR + 1, 77), to(B1))
         .flows(&[
             flow(B0, ff::ESTABLISHED | ff::CANDIDATE).seq(ISN + 6),

@@ -17,12 +17,17 @@ use crate::{
 
 /// A deadline that has passed.
 const PAST: i64 = -1;
+/// A deadline that is ahead.
+const AHEAD: i64 = 300;
+/// Far from every sequence number in use.
+const FAR: u32 = 0x4000_0000;
 
 pub fn all() -> Vec<Fixture> {
     let mut all = replies();
     all.extend(errors());
     all.extend(over());
     all.extend(shared());
+    all.extend(twins());
     all
 }
 
@@ -173,6 +178,58 @@ fn over() -> Vec<Fixture> {
             .nat()
             .set(Change::OtherFamily(B0))
             .send(open(), drop(Outcome::DroppedUnresolved)),
+    ]
+}
+
+/// A reused port: an established flow and a candidate on one tuple.
+fn twins() -> Vec<Fixture> {
+    let [other, ..] = OTHER_PORTS;
+    vec![
+        established(
+            "a reused port in a drain",
+            "Each twin's backend is heard, before the newcomer takes over and after it.",
+        )
+        .set(Change::Drain(B0, B1, AHEAD))
+        .send(syn(FAR), opens_to(B1))
+        .reply(B0, ACK | PSH, ACKED, ISN + 1, 10)
+        .reply(B1, SYN | ACK, 76, FAR + 1, 0)
+        .send(ack(FAR + 1, 78), to(B1))
+        .flows(&[flow(B0, ff::ESTABLISHED | ff::TWIN), flow(B1, ff::CANDIDATE)])
+        .send(ack(FAR + 1, 77), to(B1))
+        .flows(&[flow(B0, ff::ESTABLISHED | ff::CANDIDATE), flow(B1, ff::ESTABLISHED | ff::TWIN)])
+        .reply(B0, ACK | PSH, ACKED + 10, ISN + 1, 10)
+        .reply(B1, ACK | PSH, 77, FAR + 1, 10)
+        .says(B0, error_from(false), Heard::Error { from_backend: true })
+        .send(ack(ISN + 1, ACKED + 20), to(B0))
+        .send(ack(FAR + 1, 87), to(B1)),
+        established("a forged SYN, and what follows it", "Without the backend's answer nothing takes the tuple over.")
+            .set(Change::Ring(Some(B1), None))
+            .send(syn(FAR), opens_to(B1))
+            .send(ack(FAR + 1, 77), to(B1))
+            .send(data(FAR + 1, 77, 10), to(B1))
+            .flows(&[flow(B0, ff::ESTABLISHED | ff::TWIN), flow(B1, ff::CANDIDATE)]),
+        established("twins at one backend", "What it acknowledges tells which of the two it answers.")
+            .send(syn(FAR), opens_to(B0))
+            .reply(B0, ACK, ACKED, ISN + 1, 0)
+            .flows(&[flow(B0, ff::ESTABLISHED | ff::TWIN), flow(B0, ff::CANDIDATE).without_reply()])
+            .reply(B0, SYN | ACK, 76, FAR + 1, 0)
+            .send(ack(FAR + 1, 77), to(B0))
+            .flows(&[flow(B0, ff::ESTABLISHED | ff::CANDIDATE), flow(B0, ff::ESTABLISHED | ff::TWIN).seq(FAR + 1)]),
+        established("twins at one backend, and its RST", "One that acknowledges nothing is the established flow's.")
+            .send(syn(FAR), opens_to(B0))
+            .reply(B0, RST, ACKED, 0, 0)
+            .flows(&[flow(B0, ff::ESTABLISHED | ff::TWIN | ff::RST), flow(B0, ff::CANDIDATE).without_reply()]),
+        Fixture::new("a shared endpoint that knows a candidate", "Its port is taken as any other flow's is.")
+            .nat()
+            .tcp()
+            .set(Change::Share)
+            .set(Change::Ring(Some(B1), None))
+            .send(syn(ISN), opens_to(B1))
+            .answered(B1)
+            .send(ack(ISN + 1, ACKED), to(B1))
+            .set(Change::Ring(Some(B0), None))
+            .send(syn(FAR), opens_to(B0))
+            .send(open().port(81), opens_to(B3).known_by(other)),
     ]
 }
 

@@ -30,7 +30,8 @@ impl Judge<'_> {
         for flow in wanted {
             let port = flow.port.unwrap_or(client.port());
             let key = FlowKey::new(Addr::from(client.ip()), port.to_be(), SERVICE);
-            let flags = flow.flags | self.implied_flags(flow.backend);
+            let answered = if flow.unanswered { !flow_flag::REPLY_SEEN } else { u16::MAX };
+            let flags = flow.flags | (self.implied_flags(flow.backend) & answered);
             let found = held.iter().find(|entry| {
                 entry.backend == flow.backend.slot()
                     && entry.generation == flow.generation
