@@ -167,6 +167,12 @@ impl FlowRef {
         load!(self, peer)
     }
 
+    /// Stores another row of the peer table.
+    #[inline(always)]
+    pub fn put_peer(self, row: u16) {
+        store!(self, peer, row);
+    }
+
     /// Rewritten client port, or 0.
     #[inline(always)]
     pub fn nat_port(self) -> u16 {

@@ -1,8 +1,22 @@
 //! The link-layer neighbours that clients' packets come from.
 
-use lb_common::control::{PEERS as ROWS, Peer};
+use aya_ebpf::bindings::xdp_md;
+use lb_common::{
+    control::{PEERS as ROWS, Peer},
+    flow::flow_flag,
+    flow_table::{Entries, Entry},
+    outcome::Outcome,
+    tcp::{self, Segment, WINDOW, flag},
+};
 
-use crate::{entry::compare_and_swap, maps::PEERS};
+use crate::{
+    by_family,
+    entry::{FlowMap, FlowRef, compare_and_swap},
+    family::Family,
+    maps::PEERS,
+    packet::Packet,
+    parse::{self, protocol},
+};
 
 /// Rows tried for a peer; where all are others', it stays unknown (row 0), and what would go back to it goes nowhere.
 const TRIES: u64 = 4;
@@ -47,4 +61,54 @@ fn find_or_claim(mac: u64, own: u64, ifindex: u32) -> Option<u16> {
         }
     }
     None
+}
+
+/// Whether a frame whose IP header is at `offset` comes from the peer of that row.
+#[inline(always)]
+pub fn is_from(packet: &Packet, offset: usize, row: u16) -> bool {
+    let (Some((mac, _)), Some(row)) = (packet.macs(), PEERS.get(row as u32)) else { return false };
+    let peer = Peer { mac, ifindex: packet.ingress() };
+    row.peer == peer.pack() && row.own_mac >> 48 == parse::tag(packet, offset).0 as u64
+}
+
+/// Makes the neighbour that a client's packet comes from the one that its flow's replies go to: the router on the way has
+/// failed over to another, or the way is another one now. Always 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ebb_peer_moved(ctx: *mut xdp_md, frame: u32, entry: u32) -> u32 {
+    let _ = by_family!(ctx, frame, follow(entry));
+    0
+}
+
+#[inline(always)]
+fn follow<F: Family>(packet: &Packet, offset: usize, index: u32) -> Result<(), Outcome> {
+    let ip = F::parse(packet, offset)?;
+    let entry = FlowMap.at(index).ok_or(Outcome::NotForService)?;
+    // Of a datagram nothing tells a forgery: whoever can send in the client's name can turn replies aside.
+    if ip.protocol == protocol::TCP && !is_proven(entry, parse::segment(packet, &ip)?) {
+        return Ok(());
+    }
+    let (mac, own) = packet.macs().ok_or(Outcome::DroppedMalformed)?;
+    let own = own | (parse::tag(packet, offset).0 as u64) << 48;
+    match row_of(mac, own, packet.ingress()) {
+        // The old one may still do.
+        0 => {}
+        row => entry.put_peer(row),
+    }
+    Ok(())
+}
+
+/// Whether a segment, which tracking has looked at, is the client's and no blind forgery: it acknowledges exactly what the
+/// client was last seen to, which tracking believes only of what the backend has said; or it is the SYN sent again.
+#[inline(always)]
+fn is_proven(entry: FlowRef, segment: Segment) -> bool {
+    let flags = entry.meta().flags();
+    let track = entry.track(entry.meta());
+    if segment.opens() {
+        return flags & flow_flag::ESTABLISHED == 0 && segment.resumes_at() == track.client_seq;
+    }
+    segment.flags & (flag::ACK | flag::RST | flag::SYN) == flag::ACK
+        && flags & flow_flag::REPLY_SEEN != 0
+        && segment.ack == track.client_ack
+        && tcp::near(segment.seq, track.client_seq, WINDOW)
 }

@@ -25,7 +25,7 @@ use crate::{
     nat_port,
     packet::Packet,
     parse::{self, Ip, Part, protocol},
-    rare,
+    peers, rare,
     rewrite::{self, Side, Translation},
     scratch::{self, NONE, NatQuery},
     services, steer, tally, too_big,
@@ -49,7 +49,11 @@ fn inbound<F: Family>(packet: &Packet, offset: usize, backend: u32, entry: u32) 
     if row.mtu != 0 && ip.len > row.mtu as usize {
         return too_big::answer::<F>(packet, offset, row.mtu as usize);
     }
-    let nat_port = if entry == NONE { 0 } else { FlowMap.at(entry).map_or(0, FlowRef::nat_port) };
+    let known = if entry == NONE { None } else { FlowMap.at(entry) };
+    if known.is_some_and(|known| !peers::is_from(packet, offset, known.peer())) {
+        peers::ebb_peer_moved(packet.context(), ip.frame().0, entry);
+    }
+    let nat_port = known.map_or(0, FlowRef::nat_port);
     let to = Translation { side: Side::Destination, addr: row.addr, port: row.port, other_port: nat_port };
     rewrite::translate::<F>(packet, &ip, to)?;
     let ifindex = address_frame(packet, offset, row)?;

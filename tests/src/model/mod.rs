@@ -300,7 +300,7 @@ pub struct Model {
     fragments: HashMap<Whose, Onward>,
     /// Backends that each flow has gone to; more than one where a port was used again.
     flows: HashMap<Key, BTreeSet<u32>>,
-    /// The tags that packets came with which may have opened the flow: a reply leaves with one of these.
+    /// The tags that packets of the flow came with: a reply leaves with one of these.
     ways: HashMap<Key, BTreeSet<Way>>,
 }
 
@@ -528,9 +528,7 @@ impl Model {
         if !slots.is_empty() && run.outcome != Outcome::Stateless {
             let key = (service, ip.source, client);
             self.flows.entry(key).or_default().extend(slots);
-            if run.outcome != Outcome::Forwarded {
-                self.ways.entry(key).or_default().insert(way(&run.frame, ip.at));
-            }
+            self.ways.entry(key).or_default().insert(way(&run.frame, ip.at));
         }
     }
 }

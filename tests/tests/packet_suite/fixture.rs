@@ -3,7 +3,10 @@
 
 use ebb_tests::{
     lab::{FAMILIES, Family},
-    packets::tcp_flag::{ACK, SYN},
+    packets::{
+        Mac,
+        tcp_flag::{ACK, SYN},
+    },
     rig::{Cell, MODES, Mode, PROTOCOLS, Protocol},
 };
 use lb_common::{backend::BackendState, outcome::Outcome};
@@ -66,6 +69,8 @@ pub struct Reply {
 pub enum Heard {
     /// It reaches the client's port, as from that port of the VIP.
     Client { vip_port: u16, port: u16 },
+    /// The same by way of that neighbour.
+    By(Mac),
     /// The same by the kernel's routes, since the flow is not known.
     ByRoute,
     /// It is an ICMP error and reaches the client; the backend's own come from the VIP then, a router's do not.

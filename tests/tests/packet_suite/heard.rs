@@ -42,7 +42,7 @@ impl Judge<'_> {
         if !matches!(action, Action::Drop | Action::Pass) {
             verify(&out).map_err(|broken| anyhow::anyhow!("a receiver would drop the reply: {broken}"))?;
         }
-        if matches!(reply.heard, Heard::Client { .. }) {
+        if matches!(reply.heard, Heard::Client { .. } | Heard::By(_)) {
             self.replied.push(reply.from);
         }
         self.table_is_sound()?;
@@ -59,6 +59,11 @@ impl Judge<'_> {
         match heard {
             Heard::Client { vip_port, port } => {
                 (Action::Tx, output::returned(frame, SocketAddr::new(vip.ip(), vip_port), port))
+            }
+            Heard::By(mac) => {
+                let mut to = output::returned(frame, vip, frame.destination.port());
+                to[..6].copy_from_slice(&mac);
+                (Action::Tx, to)
             }
             Heard::Fragment => (Action::Tx, output::returned(frame, vip, frame.destination.port())),
             Heard::ByRoute => (Action::Redirect, output::returned_by_route(frame, vip)),
@@ -78,7 +83,7 @@ impl Judge<'_> {
 
 fn outcome(heard: Heard) -> Outcome {
     match heard {
-        Heard::Client { .. } | Heard::ByRoute => Outcome::Reply,
+        Heard::Client { .. } | Heard::By(_) | Heard::ByRoute => Outcome::Reply,
         Heard::Error { .. } => Outcome::IcmpError,
         Heard::Fragment => Outcome::Fragment,
         Heard::Reset { .. } => Outcome::ResetSent,

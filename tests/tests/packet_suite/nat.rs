@@ -2,15 +2,15 @@
 //! backend is told, and services that share a backend's endpoint.
 
 use ebb_tests::packets::{
-    Transport,
+    Mac, Transport,
     tcp_flag::{ACK, FIN, PSH, RST, SYN},
 };
 use lb_common::{flow::flow_flag as ff, outcome::Outcome};
 
 use crate::{
     fixture::{
-        ACKED, B0, B1, B3, Change, Fixture, HEARD, Heard, ISN, ack, data, datagram, drop, flow, more, open, opens_to,
-        reset, rst, segment, syn, to,
+        ACKED, B0, B1, B3, Change, Fixture, HEARD, Heard, ISN, Input, ack, data, datagram, drop, flow, more, open,
+        opens_to, reset, rst, segment, syn, to,
     },
     icmp::error_from,
 };
@@ -28,6 +28,7 @@ pub fn all() -> Vec<Fixture> {
     all.extend(over());
     all.extend(shared());
     all.extend(twins());
+    all.extend(other_ways());
     all
 }
 
@@ -119,6 +120,56 @@ fn replies() -> Vec<Fixture> {
             .set(Change::Share)
             .set(Change::Forget)
             .says(B0, segment(ACK | PSH, ACKED, ISN + 1, 50), Heard::Dropped(Outcome::DroppedUnresolved)),
+    ]
+}
+
+/// The router that comes in for the one whose MAC address the client's packets had.
+const STANDBY: Mac = [2, 0, 0, 0, 0x0c, 2];
+
+/// The packet from that router.
+fn by_standby(input: Input) -> Input {
+    input.with(|frame| frame.source_mac = STANDBY)
+}
+
+fn other_ways() -> Vec<Fixture> {
+    let data_of = |seq| segment(ACK | PSH, seq, ISN + 1, 10);
+    vec![
+        established("the client's router fails over", "Replies follow its next segment, as the VIP's.")
+            .says(B0, data_of(ACKED), HEARD)
+            .send(by_standby(ack(ISN + 1, ACKED + 10)), to(B0))
+            .says(B0, data_of(ACKED + 10), Heard::By(STANDBY))
+            .send(ack(ISN + 1, ACKED + 20), to(B0))
+            .says(B0, data_of(ACKED + 20), HEARD),
+        established(
+            "the client's router fails over, data sent again",
+            "What was lost on the way back was not in vain.",
+        )
+        .send(data(ISN + 1, ACKED, 10), to(B0))
+        .send(by_standby(data(ISN + 1, ACKED, 10)), to(B0))
+        .says(B0, segment(ACK, ACKED, ISN + 11, 0), Heard::By(STANDBY)),
+        established("forged segments from another neighbour", "They turn no reply aside.")
+            .says(B0, data_of(ACKED), HEARD)
+            .send(by_standby(ack(ISN + 1, ACKED + 11)), to(B0))
+            .send(by_standby(ack(ISN + 1, ACKED - 1)), to(B0))
+            .send(by_standby(ack(FAR, ACKED + 10)), to(B0))
+            .send(by_standby(rst(ISN + 2)), to(B0))
+            .send(by_standby(segment(PSH, ISN + 1, ACKED, 1)), to(B0))
+            .says(B0, data_of(ACKED + 10), HEARD),
+        Fixture::new("the client's router fails over, a SYN sent again", "The answer goes where it comes from.")
+            .nat()
+            .tcp()
+            .send(syn(ISN), opens_to(B0))
+            .send(by_standby(syn(ISN)), to(B0))
+            .says(B0, segment(SYN | ACK, ACKED - 1, ISN + 1, 0), Heard::By(STANDBY)),
+        Fixture::new("the client's router fails over, datagrams", "Replies follow the next one.")
+            .nat()
+            .udp()
+            .send(datagram(10), opens_to(B0))
+            .send(by_standby(datagram(10)), to(B0))
+            .says(B0, datagram(20), Heard::By(STANDBY)),
+        established("the client's way gets a tag", "Replies follow its next segment.")
+            .send(ack(ISN + 1, ACKED).tags(&[7]), to(B0))
+            .says(B0, data_of(ACKED).tags(&[7]), HEARD),
     ]
 }
 
