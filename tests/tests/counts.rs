@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ebb_tests::{
     lab::{Arms, Family, Plan},
     scene::{Forward, SOON, Scene, Setting, WEB_PORT},
-    traffic::{abort, forge_resets},
+    traffic::{abort, forge_resets, vanish},
     wait_until,
 };
 
@@ -26,15 +26,19 @@ struct Stage {
 
 impl Stage {
     fn set(forward: Forward) -> Result<Self> {
+        Self::with_room(forward, 1)
+    }
+
+    /// The same in a lab with more backends, of which nobody knows yet.
+    fn with_room(forward: Forward, backends: usize) -> Result<Self> {
         let mut setting = Setting::of(forward, Arms::One, Family::V4);
-        setting.plan.backends = 1;
+        setting.plan.backends = backends;
         let scene = Scene::set(setting)?;
         let vip = format!("{}/tcp", scene.web());
         scene.ebb.ok(&["service", "add", "web", "--vip", &vip, "--forward", forward.word()])?;
         scene.add_backend("web", "b0", 0)?;
         scene.wait_all_active("web")?;
-        let listen = scene.lab.plan.listen(Family::V4, 0, 0, WEB_PORT);
-        let listener = scene.lab.backends[0].run(|| TcpListener::bind(listen))??;
+        let listener = listen(&scene, 0)?;
         Ok(Self { scene, listener })
     }
 
@@ -72,6 +76,12 @@ impl Stage {
         self.wait_live(before + 1, SHORTLY)?;
         Ok((client, server))
     }
+}
+
+/// A listener on a backend.
+fn listen(scene: &Scene, index: usize) -> Result<TcpListener> {
+    let listen = scene.lab.plan.listen(Family::V4, index, 0, WEB_PORT);
+    Ok(scene.lab.backends[index].run(|| TcpListener::bind(listen))??)
 }
 
 fn say(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
@@ -225,6 +235,33 @@ fn a_port_is_used_again() -> Result<()> {
     Ok(())
 }
 
+/// A client that was gone without a word comes back from the port that it had, while the backend that still knows it drains.
+/// The balancer's kernel forwards nothing, so that the new backend's answers have only one way.
+#[test]
+fn under_nat_a_port_is_used_again_in_a_drain() -> Result<()> {
+    let stage = Stage::with_room(Forward::Nat, 2)?;
+    let source = SocketAddr::new(Plan::client(Family::V4, 0), 5_555);
+    let web = stage.scene.web();
+    let mut client = stage.scene.lab.client.run(|| bound_to(source, web))??;
+    let (mut old, _) = stage.listener.accept()?;
+    say(&mut client, &mut old)?;
+    say(&mut old, &mut client)?;
+    vanish(client)?;
+
+    let listener = listen(&stage.scene, 1)?;
+    stage.scene.add_backend("web", "b1", 1)?;
+    stage.scene.wait_all_active("web")?;
+    stage.scene.ebb.ok(&["drain", "web/b0", "--timeout", "60s"])?;
+    let mut client = stage.scene.lab.client.run(|| bound_to(source, web))?.context("from the same port")?;
+    let (mut server, peer) = listener.accept()?;
+    assert_eq!(peer, source);
+    say(&mut client, &mut server)?;
+    say(&mut server, &mut client)?;
+    old.write_all(b"where are you?")?;
+    say(&mut client, &mut server)?;
+    say(&mut server, &mut client)
+}
+
 /// Connects from a chosen port, as only tokio's sockets let one.
 fn bound_to(source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -232,7 +269,7 @@ fn bound_to(source: SocketAddr, target: SocketAddr) -> Result<TcpStream> {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(source)?;
-        let stream = socket.connect(target).await?.into_std()?;
+        let stream = tokio::time::timeout(SOON, socket.connect(target)).await.context("no answer")??.into_std()?;
         stream.set_nonblocking(false)?;
         Ok(stream)
     })

@@ -165,6 +165,13 @@ pub(crate) fn abort(socket: std::net::TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Takes a connection's end away without a word.
+pub(crate) fn vanish(socket: std::net::TcpStream) -> Result<()> {
+    sys::say_nothing_on_close(&socket).context("TCP_REPAIR, which needs CAP_NET_ADMIN")?;
+    drop(socket);
+    Ok(())
+}
+
 /// Runs `ip -batch` with `script` in a namespace, or in the process's own.
 pub fn ip(namespace: Option<&Namespace>, script: &str) -> Result<()> {
     let mut command = Command::new("ip");

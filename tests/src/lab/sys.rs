@@ -74,6 +74,17 @@ pub(crate) fn ensure_bpffs() -> io::Result<()> {
     check(unsafe { libc::mount(c"bpf".as_ptr(), place.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) }).map(drop)
 }
 
+/// Makes closing `socket` send nothing (TCP_REPAIR, by which processes move to other hosts).
+pub(crate) fn say_nothing_on_close(socket: &std::net::TcpStream) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let len = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the option's value lives across the call, with its true length.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, (&raw const on).cast(), len)
+    };
+    check(result).map(drop)
+}
+
 /// Makes closing `socket` send an RST instead of a FIN (SO_LINGER with no time).
 pub(crate) fn reset_on_close(socket: &std::net::TcpStream) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

@@ -26,3 +26,8 @@ pub use self::{
 pub fn abort(socket: std::net::TcpStream) -> anyhow::Result<()> {
     crate::lab::abort(socket)
 }
+
+/// Takes a connection's end away without a word, as a power cut does.
+pub fn vanish(socket: std::net::TcpStream) -> anyhow::Result<()> {
+    crate::lab::vanish(socket)
+}
