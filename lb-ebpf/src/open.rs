@@ -77,9 +77,6 @@ pub extern "C" fn ebb_choose() -> u32 {
         peer: peers::row_of(request.source_mac, request.own_mac, request.ingress),
         nat_port: 0,
     };
-    if let Some(replaced) = FlowMap.at(scratch.new.replaces) {
-        count::untold(replaced.meta().flags());
-    }
     let outcome = choice.outcome;
     scratch.decision = Decision { backend: choice.backend, entry: NONE, outcome, cut: false, silent: false };
     if service.forward == forward::NAT { CHOSEN_NAT } else { CHOSEN }
@@ -166,8 +163,13 @@ fn record(place: &Place, new: &New, init: &FlowInit) -> u32 {
             old = None;
         }
         hop = flow_table::after_claim(FlowMap, place.geometry, place.home, hop, index);
+        let replaced = old.and_then(|old| FlowMap.at(old)).map_or(0, |old| old.meta().flags());
         match flow_table::insert(FlowMap, place.geometry, place.home, hop, index, (&place.key, init), old) {
-            Insert::Done => return index,
+            Insert::Done => {
+                // Only now: one that was given up for it has been counted, and one that stays will be told of.
+                count::untold(replaced);
+                return index;
+            }
             Insert::Crowded => {
                 crowded = true;
                 continue;

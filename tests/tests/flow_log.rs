@@ -137,8 +137,12 @@ fn what_the_packet_path_has_taken_out_is_counted() -> Result<()> {
         let status: Result<Value> = scene.ebb.json(&["status"]);
         status.ok().and_then(|status| status["datapath"]["flow_log"][what].as_u64()).unwrap_or(0)
     };
-    wait_until("all to be told or counted", TOLD, || count("written") + count("lost") == 240)
-        .with_context(|| format!("{} told, {} lost", count("written"), count("lost")))?;
+    wait_until("all to be told or counted", TOLD, || count("written") + count("lost") == 240).with_context(|| {
+        let entries = std::fs::read_to_string(directory.path().join("flows.json")).unwrap_or_default();
+        let outcomes = scene.ebb.ok(&["status", "-o", "json"]).map(|out| out.stdout).unwrap_or_default();
+        format!("{} told, {} lost; {outcomes}\n{entries}", count("written"), count("lost"))
+    })?;
+    println!("{} told, {} lost", count("written"), count("lost"));
     assert!(count("lost") > 100, "{} of 240, with room for 122", count("lost"));
     Ok(())
 }
