@@ -40,7 +40,7 @@ fn clients_that_move_between_backends_in_rotation_are_noticed() -> Result<()> {
 
 #[test]
 fn a_server_that_loses_its_connections_is_noticed() -> Result<()> {
-    is_noticed(Sabotage::HangUp, &["broken at dsr4-long/b0"])
+    is_noticed(Sabotage::HangUp, &["/b0 (ClosedEarly, clients' account)"])
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn the_vip_of_a_udp_service_is_there_when_it_refuses() -> Result<()> {
         "--check-vip",
         "true",
     ])?;
-    ensure!(refused.code == 1 && refused.stderr.contains("nat"), "{refused:?}");
+    ensure!(refused.code == 2 && refused.stderr.contains("nat"), "{refused:?}");
     Ok(())
 }
 
