@@ -12,7 +12,9 @@ use crate::{
     command::{self, cargo, root},
     mutants, packages,
     record::Record,
-    setup, test, toolchain, tools,
+    setup,
+    test::{self, Build::AsTested},
+    toolchain, tools,
 };
 
 type Step = (&'static str, fn() -> Result<()>);
@@ -25,9 +27,9 @@ const STEPS: &[Step] = &[
     ("documentation", documentation),
     ("tests", || test::test(&test::TestOptions::default())),
     ("a mutant", || mutants::mutants(true)),
-    ("benchmark, to see that it runs", || command::run(test::bench()?.arg("--quick"))),
-    ("demo", || command::run(&mut test::demo()?)),
-    ("faults", || command::run(test::chaos()?.args(["--seconds", "90", "--seed", SEED]))),
+    ("benchmark, to see that it runs", || command::run(test::bench(AsTested)?.arg("--quick"))),
+    ("demo", || command::run(&mut test::demo(AsTested)?)),
+    ("faults", || command::run(test::chaos(AsTested)?.args(["--seconds", "90", "--seed", SEED]))),
 ];
 
 /// Its first thirty steps have every kind of fault. One and the same for every run: what is new on a commit is to blame on it.

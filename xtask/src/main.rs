@@ -94,9 +94,9 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup { build_only } => setup::setup(build_only),
         Task::Test(options) => test::test(&options),
-        Task::Demo { arguments } => Err(command::become_it(test::demo()?.args(arguments))),
-        Task::Bench { arguments } => Err(command::become_it(test::bench()?.args(arguments))),
-        Task::Chaos { arguments } => Err(command::become_it(test::chaos()?.args(arguments))),
+        Task::Demo { arguments } => Err(command::become_it(test::demo(test::Build::Release)?.args(arguments))),
+        Task::Bench { arguments } => Err(command::become_it(test::bench(test::Build::Release)?.args(arguments))),
+        Task::Chaos { arguments } => Err(command::become_it(test::chaos(test::Build::Release)?.args(arguments))),
         Task::Mutants { quick } => mutants::mutants(quick),
         Task::Fuzz(options) => fuzz::fuzz(&options),
         Task::Sanitize => sanitize::sanitize(),

@@ -172,35 +172,50 @@ fn run_tests(command: &mut Command) -> Result<(Said, bool)> {
     Ok((said, child.wait()?.success()))
 }
 
-/// Sets up, builds in release mode; returns the demo, ready to run.
-pub(crate) fn demo() -> Result<Command> {
-    setup::ensure(setup::Needs::Lab)?;
-    let directory = build_programs()?;
-    let mut demo = Command::new(directory.join("ebb-demo"));
-    demo.env(BINARY_VARIABLE, directory.join("ebb"));
-    Ok(demo)
+/// How the demo, the faults and the benchmark are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// As users run them.
+    Release,
+    /// As the tests have them, which costs nothing after the tests: for runs that only look whether all goes right.
+    AsTested,
+}
+
+/// Sets up and builds; returns the demo, ready to run.
+pub(crate) fn demo(build: Build) -> Result<Command> {
+    program("ebb-demo", build)
 }
 
 /// The same for the faults.
-pub(crate) fn chaos() -> Result<Command> {
-    setup::ensure(setup::Needs::Lab)?;
-    let directory = build_programs()?;
-    let mut chaos = Command::new(directory.join("ebb-chaos"));
-    chaos.env(BINARY_VARIABLE, directory.join("ebb"));
-    Ok(chaos)
+pub(crate) fn chaos(build: Build) -> Result<Command> {
+    program("ebb-chaos", build)
 }
 
 /// The same for the benchmark.
-pub(crate) fn bench() -> Result<Command> {
-    setup::ensure(setup::Needs::Lab)?;
-    Ok(Command::new(build_programs()?.join("ebb-bench")))
+pub(crate) fn bench(build: Build) -> Result<Command> {
+    program("ebb-bench", build)
 }
 
-/// Builds `ebb`, the demo, the faults and the benchmark in release mode; returns the directory they are in. One command, for the same
-/// reason as the tests.
-fn build_programs() -> Result<PathBuf> {
-    command::run(cargo().args(["build", "--release", "-p", "lb-userspace", "-p", "ebb-tests", "--bins"]))?;
-    Ok(target_directory()?.join("release"))
+/// Builds `ebb` and the programs that drive it, in one command for the same reason as the tests; returns the one of that name.
+fn program(name: &str, build: Build) -> Result<Command> {
+    setup::ensure(setup::Needs::Lab)?;
+    let (mut cargo, profile) = match build {
+        Build::Release => {
+            let mut release = cargo();
+            release.args(["build", "--release", "-p", "lb-userspace", "-p", "ebb-tests", "--bins"]);
+            (release, "release")
+        }
+        Build::AsTested => {
+            let mut tests = all_tests(true)?;
+            tests.arg("--no-run");
+            (tests, "debug")
+        }
+    };
+    command::run(&mut cargo)?;
+    let directory = target_directory()?.join(profile);
+    let mut program = Command::new(directory.join(name));
+    program.env(BINARY_VARIABLE, directory.join("ebb"));
+    Ok(program)
 }
 
 /// Builds `ebb` as users run it; returns where it is.
