@@ -37,6 +37,9 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// In place of one, where there is none: no flag is set.
+    pub const NONE: Self = Self { seq: 0, ack: 0, len: 0, flags: 0 };
+
     /// Whether any of `flags` is set.
     #[inline(always)]
     pub const fn has(&self, flags: u8) -> bool {

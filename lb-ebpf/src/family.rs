@@ -38,11 +38,21 @@ pub trait Family {
     /// change of address adds to the checksum of a payload that sums it.
     fn rewrite_address(packet: &Packet, offset: usize, side: Side, addr: Addr, hop: bool) -> Result<u64, Outcome>;
 
+    /// Gives it the hop limit that `to` makes of its own.
+    fn map_hop_limit(packet: &Packet, offset: usize, to: impl FnOnce(u8) -> Result<u8, Outcome>)
+    -> Result<(), Outcome>;
+
     /// Takes one off the hop limit.
-    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome>;
+    #[inline(always)]
+    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+        Self::map_hop_limit(packet, offset, lowered)
+    }
 
     /// Gives it the hop limit of a packet that is made here.
-    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()>;
+    #[inline(always)]
+    fn renew_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+        Self::map_hop_limit(packet, offset, |_| Ok(HOP_LIMIT))
+    }
 
     /// The source address.
     fn source(packet: &Packet, offset: usize) -> Option<Addr>;
@@ -65,6 +75,12 @@ pub trait Family {
 
 /// Hop limit of packets that the packet path makes itself.
 pub const HOP_LIMIT: u8 = 64;
+
+/// The hop limit that a packet is forwarded with.
+#[inline(always)]
+fn lowered(limit: u8) -> Result<u8, Outcome> {
+    if limit <= 1 { Err(Outcome::DroppedHopLimit) } else { Ok(limit - 1) }
+}
 
 /// IPv4.
 pub struct V4;
@@ -99,10 +115,9 @@ impl Family for V4 {
     #[inline(always)]
     fn rewrite_address(packet: &Packet, offset: usize, side: Side, addr: Addr, hop: bool) -> Result<u64, Outcome> {
         let header = packet.window::<{ Ipv4Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
-        let [limit, protocol] = header.get::<u16, 8>().to_ne_bytes();
-        if hop && limit <= 1 {
-            return Err(Outcome::DroppedHopLimit);
-        }
+        let life = header.get::<u16, 8>();
+        let [limit, protocol] = life.to_ne_bytes();
+        let left = if hop { u16::from_ne_bytes([lowered(limit)?, protocol]) } else { life };
         let new = addr.v4_word();
         let old = match side {
             Side::Source => header.get::<u32, 12>(),
@@ -111,9 +126,8 @@ impl Family for V4 {
         let delta = checksum::replace32(0, old, new);
         let mut own = delta;
         if hop {
-            let lowered = u16::from_ne_bytes([limit - 1, protocol]);
-            own = checksum::replace16(own, u16::from_ne_bytes([limit, protocol]), lowered);
-            header.put::<u16, 8>(lowered);
+            own = checksum::replace16(own, life, left);
+            header.put::<u16, 8>(left);
         }
         header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), own));
         match side {
@@ -124,27 +138,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+    fn map_hop_limit(
+        packet: &Packet,
+        offset: usize,
+        to: impl FnOnce(u8) -> Result<u8, Outcome>,
+    ) -> Result<(), Outcome> {
         let header = packet.window::<{ Ipv4Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
-        let [limit, protocol] = header.get::<u16, 8>().to_ne_bytes();
-        if limit <= 1 {
-            return Err(Outcome::DroppedHopLimit);
-        }
-        let lowered = u16::from_ne_bytes([limit - 1, protocol]);
-        let delta = checksum::replace16(0, u16::from_ne_bytes([limit, protocol]), lowered);
-        header.put::<u16, 8>(lowered);
-        header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), delta));
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()> {
-        let header = packet.window::<{ Ipv4Hdr::LEN }>(offset)?;
         let old = header.get::<u16, 8>();
-        let new = u16::from_ne_bytes([HOP_LIMIT, old.to_ne_bytes()[1]]);
+        let [limit, protocol] = old.to_ne_bytes();
+        let new = u16::from_ne_bytes([to(limit)?, protocol]);
         header.put::<u16, 8>(new);
         header.put::<u16, 10>(checksum::update(header.get::<u16, 10>(), checksum::replace16(0, old, new)));
-        Some(())
+        Ok(())
     }
 
     #[inline(always)]
@@ -286,20 +291,15 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn decrement_hop_limit(packet: &Packet, offset: usize) -> Result<(), Outcome> {
+    fn map_hop_limit(
+        packet: &Packet,
+        offset: usize,
+        to: impl FnOnce(u8) -> Result<u8, Outcome>,
+    ) -> Result<(), Outcome> {
         let header = packet.window::<{ Ipv6Hdr::LEN }>(offset).ok_or(Outcome::DroppedMalformed)?;
         let limit = header.get::<u8, 7>();
-        if limit <= 1 {
-            return Err(Outcome::DroppedHopLimit);
-        }
-        header.put::<u8, 7>(limit - 1);
+        header.put::<u8, 7>(to(limit)?);
         Ok(())
-    }
-
-    #[inline(always)]
-    fn renew_hop_limit(packet: &Packet, offset: usize) -> Option<()> {
-        packet.window::<{ Ipv6Hdr::LEN }>(offset)?.put::<u8, 7>(HOP_LIMIT);
-        Some(())
     }
 
     #[inline(always)]

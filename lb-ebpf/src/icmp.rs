@@ -8,6 +8,7 @@ use lb_common::{
     flow_table::{Entries, Entry},
     outcome::Outcome,
     service::{Service, address_flag, vip_kind},
+    tcp::Segment,
 };
 
 use crate::{
@@ -125,7 +126,7 @@ fn echo<F: Family>(packet: &Packet, ip: &Ip) -> Result<Sent, Outcome> {
     header.put::<u16, 0>(new);
     header.put::<u16, 2>(checksum::update(header.get::<u16, 2>(), checksum::replace16(0, old, new)));
     F::swap_addresses(packet, ip.offset).ok_or(MALFORMED)?;
-    F::renew_hop_limit(packet, ip.offset).ok_or(MALFORMED)?;
+    F::renew_hop_limit(packet, ip.offset)?;
     let (source, own) = packet.macs().ok_or(MALFORMED)?;
     write_mac_words(packet, source, own).ok_or(MALFORMED)?;
     Ok(Sent { ifindex: packet.ingress(), outcome: Outcome::EchoAnswered })
@@ -170,7 +171,7 @@ fn owner(service: &Service, slot: u32, quoted: &Ip, ports: u32) -> Option<(u32, 
 fn about_a_forwarded<F: Family>(packet: &Packet, offset: usize, icmp: u32) -> Result<Sent, Outcome> {
     let (quoted, ports) = quoted::<F>(packet, icmp)?;
     let backend = (&quoted.destination, (ports >> 16) as u16);
-    let index = nat::flow_between(&quoted, backend, (&quoted.source, ports as u16), None);
+    let index = nat::flow_between(&quoted, backend, (&quoted.source, ports as u16), Segment::NONE);
     if index == NONE {
         return Err(Outcome::NotForService);
     }

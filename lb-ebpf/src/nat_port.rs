@@ -3,7 +3,10 @@
 //! The backend would see the same tuple twice, so the later flow's source port is rewritten: to the original with some
 //! of its upper bits turned over, so that the original follows from it and no second entry is needed.
 
-use lb_common::service::{SHARED_BY, vip_kind};
+use lb_common::{
+    service::{SHARED_BY, vip_kind},
+    tcp::Segment,
+};
 
 use crate::{
     forward::nat::flow_at,
@@ -59,7 +62,7 @@ pub extern "C" fn ebb_nat_port_taken(backend: u32, port: u32) -> u32 {
         backend_port: row.port,
         client_port: port,
         protocol: 0,
-        acked: None,
+        segment: Segment::NONE,
     };
     let request = &scratch.request;
     let Some(service) = SERVICES.get(request.service) else { return 1 };

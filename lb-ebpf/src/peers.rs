@@ -22,8 +22,7 @@ use crate::{
 const TRIES: u64 = 4;
 
 /// The row of the peer with this MAC address on this interface, made if need be; 0 if there is no room, or if one of
-/// the addresses is a group's. `own` is our address that its frame was sent to, and in its high 16 bits the way's tag: one
-/// neighbour may be met in several VLANs.
+/// the addresses is a group's. Both are as [`way`] gives them: one neighbour may be met in several VLANs.
 #[inline(always)]
 pub fn row_of(mac: u64, own: u64, ifindex: u32) -> u16 {
     find_or_claim(mac, own, ifindex).unwrap_or(0)
@@ -63,12 +62,20 @@ fn find_or_claim(mac: u64, own: u64, ifindex: u32) -> Option<u16> {
     None
 }
 
+/// The MAC address that a frame with its IP header at `offset` comes from; and ours that it was sent to, with the tag of the way
+/// it came by in the high 16 bits.
+#[inline(always)]
+pub fn way(packet: &Packet, offset: usize) -> Option<(u64, u64)> {
+    let (source, own) = packet.macs()?;
+    Some((source, own | (parse::tag(packet, offset).0 as u64) << 48))
+}
+
 /// Whether a frame whose IP header is at `offset` comes from the peer of that row.
 #[inline(always)]
 pub fn is_from(packet: &Packet, offset: usize, row: u16) -> bool {
-    let (Some((mac, _)), Some(row)) = (packet.macs(), PEERS.get(row as u32)) else { return false };
+    let (Some((mac, own)), Some(row)) = (way(packet, offset), PEERS.get(row as u32)) else { return false };
     let peer = Peer { mac, ifindex: packet.ingress() };
-    row.peer == peer.pack() && row.own_mac >> 48 == parse::tag(packet, offset).0 as u64
+    row.peer == peer.pack() && row.own_mac >> 48 == own >> 48
 }
 
 /// Makes the neighbour that a client's packet comes from the one that its flow's replies go to: the router on the way has
@@ -88,8 +95,7 @@ fn follow<F: Family>(packet: &Packet, offset: usize, index: u32) -> Result<(), O
     if ip.protocol == protocol::TCP && !is_proven(entry, parse::segment(packet, &ip)?) {
         return Ok(());
     }
-    let (mac, own) = packet.macs().ok_or(Outcome::DroppedMalformed)?;
-    let own = own | (parse::tag(packet, offset).0 as u64) << 48;
+    let (mac, own) = way(packet, offset).ok_or(Outcome::DroppedMalformed)?;
     match row_of(mac, own, packet.ingress()) {
         // The old one may still do.
         0 => {}

@@ -13,9 +13,9 @@ pub struct Request {
     pub client: Addr,
     /// Coarse time.
     pub now_ns: u64,
-    /// MAC address that the frame comes from, in the low 48 bits.
+    /// MAC address that the frame comes from, see [`crate::peers::way`].
     pub source_mac: u64,
-    /// MAC address that it was sent to, and in the high 16 bits the `Tag` of the way it came by.
+    /// MAC address that it was sent to and the tag of its way.
     pub own_mac: u64,
     /// Interface that it came in on.
     pub ingress: u32,
@@ -73,8 +73,9 @@ pub struct NatQuery {
     pub client_port: u16,
     /// Protocol.
     pub protocol: u32,
-    /// What the backend acknowledges, to tell twins that both go to it apart.
-    pub acked: Option<u32>,
+    /// TCP: the backend's segment, whose acknowledgement tells twins apart that both go to it. [`Segment::NONE`] if it is not
+    /// known.
+    pub segment: Segment,
 }
 
 /// No entry, in a field that holds an index.

@@ -16,8 +16,8 @@ use crate::{
     entry::{FlowMap, FlowRef},
     log, open,
     packet::Packet,
-    parse::{self, Ip},
-    quic,
+    parse::Ip,
+    peers, quic,
     scratch::{self, Decision, NONE, New, Request, Scratch},
     slow, steer,
 };
@@ -78,22 +78,21 @@ impl Place {
 /// A datagram.
 #[inline(always)]
 pub fn datagram(arrival: &Arrival<'_>) -> Result<Decision, Outcome> {
-    const NONE_OF_TCP: Segment = Segment { seq: 0, ack: 0, len: 0, flags: 0 };
     if arrival.service.flags & service_flag::PER_DATAGRAM != 0 {
-        return hand_over(arrival, NONE_OF_TCP, NONE);
+        return hand_over(arrival, Segment::NONE, NONE);
     }
     let place = arrival.place();
     match place.main() {
         Lookup::Missing { hop } => {
             let named = quic::named(arrival);
-            open_new(arrival, NONE_OF_TCP, named, New { hop, home: place.home, replaces: NONE, flags: 0 })
+            open_new(arrival, Segment::NONE, named, New { hop, home: place.home, replaces: NONE, flags: 0 })
         }
         Lookup::Found { index, meta } => match kept(arrival, &place, index, meta) {
             Some(entry) => {
                 entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED, time::ticks(arrival.now_ns));
                 Ok(forwarded(entry.backend(), index))
             }
-            None => hand_over(arrival, NONE_OF_TCP, quic::named(arrival)),
+            None => hand_over(arrival, Segment::NONE, quic::named(arrival)),
         },
     }
 }
@@ -158,13 +157,13 @@ pub fn follow(control: &Control, entry: FlowRef, meta: Meta, segment: Segment, n
 /// Writes the packet down for the functions that take it on.
 #[inline(always)]
 fn write_down(arrival: &Arrival<'_>, segment: Segment, named: u32) -> Option<&'static mut Scratch> {
-    let (source_mac, own_mac) = arrival.packet.macs()?;
+    let (source_mac, own_mac) = peers::way(arrival.packet, arrival.ip.offset)?;
     let scratch = scratch::row()?;
     scratch.request = Request {
         client: arrival.ip.source,
         now_ns: arrival.now_ns,
         source_mac,
-        own_mac: own_mac | (parse::tag(arrival.packet, arrival.ip.offset).0 as u64) << 48,
+        own_mac,
         ingress: arrival.packet.ingress(),
         ports: arrival.ports,
         service: arrival.service_slot,

@@ -80,8 +80,8 @@ const MUTANTS: &[Mutant] = &[
     random(
         "IPv6's hop limit stays as it is",
         "lb-ebpf/src/family.rs",
-        "header.put::<u8, 7>(limit - 1);",
-        "header.put::<u8, 7>(limit);",
+        "header.put::<u8, 7>(to(limit)?);",
+        "to(limit)?;",
     ),
     random(
         "DSCP and ECN are not copied",

@@ -10,7 +10,7 @@ use lb_common::{
     flow_table::{Entries, Entry, Lookup},
     outcome::Outcome,
     service::{SHARED_BY, Service, service_flag, vip_kind},
-    tcp::{self, flag},
+    tcp::{self, Segment, flag},
     time,
     vlan::Tag,
 };
@@ -90,7 +90,8 @@ fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome>
     let ports = parse::ports(packet, &ip).ok_or(Outcome::PassedMalformed)?;
     let control = CONTROL.get(0).ok_or(Outcome::NotForService)?;
     let (backend, client) = ((&ip.source, ports as u16), (&ip.destination, (ports >> 16) as u16));
-    let index = flow_between(&ip, backend, client, acked(packet, &ip));
+    let segment = if ip.protocol == protocol::TCP { parse::segment(packet, &ip)? } else { Segment::NONE };
+    let index = flow_between(&ip, backend, client, segment);
     if index == NONE {
         return Ok(NONE);
     }
@@ -104,7 +105,7 @@ fn reply_flow<F: Family>(packet: &Packet, offset: usize) -> Result<u32, Outcome>
         let told = ip.protocol == protocol::TCP && !is_silent(entry, backend, keep, meta);
         return Ok(if told { OVER } else { OVER_SILENTLY });
     }
-    follow(packet, &ip, control, entry, meta, time::ticks(now_ns))?;
+    follow(ip.protocol, segment, control, entry, meta, time::ticks(now_ns));
     Ok(index)
 }
 
@@ -119,19 +120,6 @@ fn is_silent(entry: FlowRef, backend: &Backend, keep: Keep, meta: Meta) -> bool 
     }
     SERVICES.get(entry.key().service() as u32).is_some_and(|service| service.flags & service_flag::SILENT != 0)
 }
-
-/// What a backend's segment acknowledges.
-#[inline(always)]
-fn acked(packet: &Packet, ip: &Ip) -> Option<u32> {
-    if ip.protocol != protocol::TCP {
-        return None;
-    }
-    let header = packet.window::<TCP_START>(ip.payload)?;
-    (header.get::<u8, 13>() & flag::ACK != 0).then(|| u32::from_be(header.get::<u32, 8>()))
-}
-
-/// Bytes of a TCP header up to the flags.
-const TCP_START: usize = 14;
 
 /// Rewrites a reply on the flow of an entry and sends it to the client.
 #[unsafe(no_mangle)]
@@ -184,12 +172,11 @@ const FRAGMENTATION_NEEDED: i64 = 1;
 
 /// Takes the reply into the flow's state.
 #[inline(always)]
-fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Meta, now: u32) -> Result<(), Outcome> {
-    if ip.protocol != protocol::TCP {
+fn follow(protocol: u8, segment: Segment, control: &Control, entry: FlowRef, meta: Meta, now: u32) {
+    if protocol != protocol::TCP {
         entry.touch(meta, meta.flags() | flow_flag::ESTABLISHED | flow_flag::REPLY_SEEN, now);
-        return Ok(());
+        return;
     }
-    let segment = parse::segment(packet, ip)?;
     let old = entry.track(meta);
     let new = tcp::from_server(old, segment);
     entry.put_track(old, new);
@@ -200,7 +187,6 @@ fn follow(packet: &Packet, ip: &Ip, control: &Control, entry: FlowRef, meta: Met
     if segment.has(flag::RST) && new.flags & !old.flags & flow_flag::RST != 0 {
         count::reset(control, entry.backend());
     }
-    Ok(())
 }
 
 /// Gives a frame whose IP header is at `offset` the tags and addresses for the peer that the client's packets come from.
@@ -224,7 +210,7 @@ fn goes_to(entry: FlowRef, source: &Addr, port: u16) -> bool {
 
 /// The entry of the flow between a backend's endpoint and a client as the backend knows it, or [`NONE`].
 #[inline(always)]
-pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16), acked: Option<u32>) -> u32 {
+pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16), segment: Segment) -> u32 {
     let Some(scratch) = scratch::row() else { return NONE };
     scratch.nat_query = NatQuery {
         backend: *backend.0,
@@ -232,7 +218,7 @@ pub fn flow_between(ip: &Ip, backend: (&Addr, u16), client: (&Addr, u16), acked:
         backend_port: backend.1,
         client_port: client.1,
         protocol: ip.protocol as u32,
-        acked,
+        segment,
     };
     ebb_nat_flow()
 }
@@ -279,11 +265,9 @@ pub extern "C" fn ebb_twin_asked_for(main: u32, second: u32) -> u32 {
     let query = &scratch.nat_query;
     let otherwise = if is_asked_for(first, query) { main } else { NONE };
     let Some(entry) = FlowMap.at(second).filter(|entry| is_asked_for(*entry, query)) else { return otherwise };
-    match query.acked {
-        _ if otherwise == NONE => second,
-        Some(acked) if tcp::distance(acked, entry.client_seq()) < tcp::distance(acked, first.client_seq()) => second,
-        _ => main,
-    }
+    let acked = query.segment.ack;
+    let nearer = || tcp::distance(acked, entry.client_seq()) < tcp::distance(acked, first.client_seq());
+    if otherwise == NONE || (query.segment.has(flag::ACK) && nearer()) { second } else { main }
 }
 
 /// The second entry of a main one's tuple, or [`NONE`].
