@@ -159,6 +159,18 @@ impl Scene {
         .with_context(|| format!("last seen: {last:?}"))
     }
 
+    /// Takes the balancer's interface away and makes it again, each until the daemon has seen to it; `web` is whole after that.
+    pub fn replug(&mut self) -> Result<()> {
+        let is = |ebb: &Ebb, mode: &str| {
+            ebb.status().is_ok_and(|status| status.datapath.interfaces.first().is_some_and(|first| first.mode == mode))
+        };
+        self.lab.unplug()?;
+        wait_until("the interface to be missed", SOON, || is(&self.ebb, "missing"))?;
+        self.lab.plug_in()?;
+        wait_until("the interface to be attached", SOON, || is(&self.ebb, "native"))?;
+        self.wait_all_active("web")
+    }
+
     /// VIP number `index` in the scene's family, with a port.
     pub fn vip(&self, index: usize, port: u16) -> SocketAddr {
         SocketAddr::new(Plan::vip(self.setting.family, index), port)

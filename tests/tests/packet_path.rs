@@ -20,9 +20,8 @@ use ebb_tests::{
 };
 use lb_userspace::{
     datapath::{
-        self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo,
-        Mode, Named, NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
-        object::OBJECT,
+        self, BackendConfig, BackendFlows, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Mode,
+        Named, NatEndpoint, NextHop, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, object::OBJECT,
     },
     net::links,
 };
@@ -90,23 +89,12 @@ impl Stage {
     }
 
     fn service(&self, forward: Forward) -> ServiceConfig {
-        ServiceConfig {
-            vip: self.web(),
-            protocol: Protocol::Tcp,
-            forward: match forward {
-                Forward::Dsr => datapath::Forward::Dsr,
-                Forward::Nat => datapath::Forward::Nat,
-                Forward::Tunnel => datapath::Forward::Tunnel,
-            },
-            idle_timeout: Duration::from_secs(350),
-            fin_quiet: Duration::from_secs(1),
-            on_drain_timeout: CutPolicy::Reset,
-            affinity: None,
-            per_datagram: false,
-            quic_cid: None,
-            echo: Echo::Auto,
-            announce: false,
-        }
+        let forward = match forward {
+            Forward::Dsr => datapath::Forward::Dsr,
+            Forward::Nat => datapath::Forward::Nat,
+            Forward::Tunnel => datapath::Forward::Tunnel,
+        };
+        ServiceConfig::tcp(self.web(), forward)
     }
 
     fn backend(&self, index: u32) -> Result<BackendConfig> {

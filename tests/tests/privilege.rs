@@ -98,12 +98,7 @@ fn the_daemon_keeps_what_it_needs_and_no_more_and_programs_get_nothing() -> Resu
     held.finish_and_wait(SOON)?;
 
     // The program goes onto an interface that comes back.
-    scene.lab.unplug()?;
-    let mode = |scene: &Scene| Some(scene.ebb.status().ok()?.datapath.interfaces.first()?.mode.clone());
-    wait_until("it to be missed", SOON, || mode(&scene).as_deref() == Some("missing"))?;
-    scene.lab.plug_in()?;
-    wait_until("it to be attached", SOON, || mode(&scene).as_deref() == Some("native"))?;
-    scene.wait_all_active("web")?;
+    scene.replug()?;
     scene.visit(30)?;
 
     // A file read again brings a service: a ring and pins that were not there, and news for the neighbours.

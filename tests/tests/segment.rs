@@ -151,12 +151,7 @@ fn an_interface_that_is_deleted_and_made_again_is_attached_again() -> Result<()>
     for forward in [Forward::Dsr, Forward::Nat] {
         let mut scene = Scene::with_web(Setting::of(forward, Arms::One, Family::V4), &[])?;
         let held = scene.hold(60)?;
-        scene.lab.unplug()?;
-        let mode = |scene: &Scene| Some(scene.ebb.status().ok()?.datapath.interfaces.first()?.mode.clone());
-        wait_until("it to be missed", SOON, || mode(&scene).as_deref() == Some("missing"))?;
-        scene.lab.plug_in()?;
-        wait_until("it to be attached", SOON, || mode(&scene).as_deref() == Some("native"))?;
-        scene.wait_all_active("web")?;
+        scene.replug()?;
         // Connections that were open go on: their flows were not the interface's.
         let tally = held.finish_and_wait(Duration::from_secs(20))?;
         assert_eq!((tally.broken(), tally.clean), (0, 60), "{forward:?}: {tally:?}");

@@ -19,8 +19,11 @@ pub struct Sharers(HashMap<Endpoint, u32>);
 
 /// Where a service's backend answers from; `None` if its answers do not come this way.
 pub fn endpoint(service: &ServiceSpec, backend: &BackendSpec) -> Option<Endpoint> {
+    if service.forward != Forward::Nat {
+        return None;
+    }
     let endpoint = backend.address.endpoint(service.vip);
-    (service.forward == Forward::Nat).then_some((endpoint.ip(), endpoint.port(), service.vip.protocol))
+    Some((endpoint.ip(), endpoint.port(), service.vip.protocol))
 }
 
 impl Sharers {

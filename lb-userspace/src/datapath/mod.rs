@@ -137,6 +137,28 @@ pub struct ServiceConfig {
     pub announce: bool,
 }
 
+impl ServiceConfig {
+    /// A TCP service with nothing set: all that it does not name is as the control core has it by default.
+    pub fn tcp(vip: SocketAddr, forward: Forward) -> Self {
+        Self {
+            vip,
+            protocol: Protocol::Tcp,
+            forward,
+            idle_timeout: TCP_IDLE,
+            fin_quiet: Duration::from_secs(1),
+            on_drain_timeout: CutPolicy::Reset,
+            affinity: None,
+            per_datagram: false,
+            quic_cid: None,
+            echo: Echo::Auto,
+            announce: false,
+        }
+    }
+}
+
+/// Idle timeout of TCP flows where none is set, as AWS's network load balancer has it.
+pub const TCP_IDLE: Duration = Duration::from_secs(350);
+
 /// Connection ids by QUIC-LB's plaintext algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CidFormat {

@@ -146,21 +146,14 @@ pub(crate) fn state_of(row: &Backend) -> BackendState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{Protocol, ServiceSlot};
+    use crate::datapath::ServiceSlot;
 
     fn config() -> ServiceConfig {
         ServiceConfig {
-            vip: "10.0.0.100:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
-            forward: Forward::Nat,
-            idle_timeout: Duration::from_secs(350),
-            fin_quiet: Duration::from_secs(1),
             on_drain_timeout: CutPolicy::Silent,
             affinity: Some(24),
-            per_datagram: false,
             quic_cid: Some(crate::datapath::CidFormat { server_id_len: 4, rotation: 3 }),
-            echo: crate::datapath::Echo::Auto,
-            announce: false,
+            ..ServiceConfig::tcp("10.0.0.100:80".parse().unwrap(), Forward::Nat)
         }
     }
 

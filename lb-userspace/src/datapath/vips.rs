@@ -153,12 +153,12 @@ fn places(homes: &[(u32, &VipEntry)], first_free: u32) -> Option<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashSet, net::Ipv4Addr, time::Duration};
+    use std::{collections::HashSet, net::Ipv4Addr};
 
     use proptest::prelude::*;
 
     use super::*;
-    use crate::datapath::{BackendSlot, CutPolicy, Forward, NamedBackend, NatEndpoint};
+    use crate::datapath::{BackendSlot, Forward, NamedBackend, NatEndpoint};
 
     /// The packet path's look-up.
     fn find(table: &Table, kind: u8, key: &VipEntry) -> Vec<u32> {
@@ -253,19 +253,7 @@ mod tests {
     }
 
     fn service(port: u16) -> ServiceConfig {
-        ServiceConfig {
-            vip: format!("[2001:db8::1]:{port}").parse().unwrap(),
-            protocol: Protocol::Tcp,
-            forward: Forward::Dsr,
-            idle_timeout: Duration::from_secs(350),
-            fin_quiet: Duration::from_secs(1),
-            on_drain_timeout: CutPolicy::Reset,
-            affinity: None,
-            per_datagram: false,
-            quic_cid: None,
-            echo: Echo::Auto,
-            announce: false,
-        }
+        ServiceConfig::tcp(format!("[2001:db8::1]:{port}").parse().unwrap(), Forward::Dsr)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ebb_tests_ebpf::{
     flood::{FRAME, Flood, MASK_V4, NET_V4, NET_V6, Seen, Word, sum},
 };
 
-use crate::driver::MMAPABLE;
+use crate::{driver::MMAPABLE, frame::load};
 
 #[btf_map]
 static FLOODS: Array<Flood, { CPUS as usize }, MMAPABLE> = Array::new();
@@ -149,14 +149,4 @@ fn part(ctx: &XdpContext) -> Part {
     } else {
         Part::None
     }
-}
-
-#[inline(always)]
-fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    let at = ctx.data() + offset;
-    if at + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: within the frame by the check above; only plain integers are loaded.
-    Some(unsafe { core::ptr::read_unaligned(at as *const T) })
 }

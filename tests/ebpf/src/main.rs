@@ -10,6 +10,7 @@
 mod driver;
 mod flood;
 mod floor;
+mod frame;
 mod wire;
 mod yardstick;
 

@@ -16,6 +16,8 @@ use network_types::{
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
 };
 
+use crate::frame::load;
+
 #[btf_map]
 static Y_VIPS: HashMap<VipKey, Vip, 512> = HashMap::new();
 #[btf_map]
@@ -50,16 +52,6 @@ struct Parsed {
 pub fn yardstick(ctx: XdpContext) -> u32 {
     let Some(packet) = parse(&ctx) else { return XDP_PASS };
     balance(&ctx, &packet)
-}
-
-#[inline(always)]
-fn load<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
-    let at = ctx.data() + offset;
-    if at + size_of::<T>() > ctx.data_end() {
-        return None;
-    }
-    // SAFETY: within the packet by the check above; only plain integers are loaded.
-    Some(unsafe { core::ptr::read_unaligned(at as *const T) })
 }
 
 #[inline(always)]

@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use ebb_tests_ebpf::walk;
 use lb_userspace::datapath::{
-    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, Forward, Named, NextHop,
-    Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock,
+    BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Forward, Named, NextHop, Options,
+    RingSlot, ServiceConfig, ServiceSlot, TCP_IDLE, clock,
 };
 
 use super::{
@@ -24,7 +24,6 @@ use crate::lab::{Lab, Plan};
 
 const SERVICE: ServiceSlot = ServiceSlot(0);
 const BACKEND: BackendSlot = BackendSlot(1);
-const IDLE: Duration = Duration::from_secs(350);
 
 /// Looks at, ages and purges `flows` established flows of one backend.
 pub fn tables(flows: u32, runs: u32, cpus: [usize; 2]) -> Result<Vec<Figure>> {
@@ -48,7 +47,7 @@ pub fn tables(flows: u32, runs: u32, cpus: [usize; 2]) -> Result<Vec<Figure>> {
 
     let (mut ageings, mut retirements, mut purges) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..runs.div_ceil(3) {
-        let later = clock::coarse_ns() + (IDLE + Duration::from_secs(1)).as_nanos() as u64;
+        let later = clock::coarse_ns() + (TCP_IDLE + Duration::from_secs(1)).as_nanos() as u64;
         let begun = Instant::now();
         let sweep = datapath.sweep(later)?;
         ageings.push(ms(begun));
@@ -79,19 +78,7 @@ pub fn tables(flows: u32, runs: u32, cpus: [usize; 2]) -> Result<Vec<Figure>> {
 
 /// A service with one backend of that generation, all slots its own.
 fn configure(datapath: &mut EbpfDatapath, generation: u32) -> Result<()> {
-    let service = ServiceConfig {
-        vip: BASE.vip(),
-        protocol: Protocol::Tcp,
-        forward: Forward::Dsr,
-        idle_timeout: IDLE,
-        fin_quiet: Duration::from_secs(1),
-        on_drain_timeout: CutPolicy::Reset,
-        affinity: None,
-        per_datagram: false,
-        quic_cid: None,
-        echo: Echo::Auto,
-        announce: false,
-    };
+    let service = ServiceConfig::tcp(BASE.vip(), Forward::Dsr);
     datapath.put_service(SERVICE, &service)?;
     datapath.put_backend(BACKEND, &backend(generation))?;
     datapath.put_ring(SERVICE, &vec![RingSlot { owner: Some(BACKEND), previous: None }; 4_099])?;

@@ -13,8 +13,8 @@ use crate::common::ip;
 use ebb_tests::patient;
 use lb_userspace::{
     datapath::{
-        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, Echo, FlowFilter, Forward,
-        Mode, Named, NextHop, OpenError, Options, Protocol, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
+        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, FlowFilter, Forward, Mode,
+        Named, NextHop, OpenError, Options, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
     },
     net::links,
 };
@@ -45,19 +45,7 @@ fn options(pin_path: &std::path::Path) -> Options {
 }
 
 fn service(vip: &str) -> ServiceConfig {
-    ServiceConfig {
-        vip: vip.parse().unwrap(),
-        protocol: Protocol::Tcp,
-        forward: Forward::Dsr,
-        idle_timeout: Duration::from_secs(350),
-        fin_quiet: Duration::from_secs(1),
-        on_drain_timeout: CutPolicy::Reset,
-        affinity: None,
-        per_datagram: false,
-        quic_cid: None,
-        echo: Echo::Auto,
-        announce: false,
-    }
+    ServiceConfig::tcp(vip.parse().unwrap(), Forward::Dsr)
 }
 
 fn backend(address: &str, generation: u32) -> BackendConfig {

@@ -23,7 +23,7 @@ use crate::{
         slots::Slots,
         validate,
     },
-    datapath::{BackendCounters, BackendSlot, CutPolicy, EndedFlow, Forward, Limits, NextHop, ServiceSlot, Sweep},
+    datapath::{BackendCounters, BackendSlot, CutPolicy, EndedFlow, Limits, NextHop, ServiceSlot, Sweep},
 };
 
 /// So many deleted backends' last drains are remembered, for those who wait for them.
@@ -191,7 +191,7 @@ impl Balancer {
         if sought.is_empty() {
             return sharers;
         }
-        for service in self.services.iter().filter(|service| service.spec.forward == Forward::Nat) {
+        for service in &self.services {
             let endpoints = service.backends.iter().filter_map(|entry| sharers::endpoint(&service.spec, &entry.spec));
             endpoints.filter(|endpoint| sought.contains(endpoint)).for_each(|endpoint| sharers.note(endpoint));
         }

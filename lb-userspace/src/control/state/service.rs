@@ -18,12 +18,11 @@ use crate::{
     },
     datapath::{
         self, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, CutPolicy, NextHop,
-        ServiceConfig, ServiceSlot,
+        ServiceConfig, ServiceSlot, TCP_IDLE,
     },
 };
 
-/// Idle timeouts where none is set, as AWS's network load balancer has them.
-const TCP_IDLE: Duration = Duration::from_secs(350);
+/// Idle timeout of UDP flows where none is set, as AWS's network load balancer has it.
 const UDP_IDLE: Duration = Duration::from_mins(2);
 /// The share of its slots that a slow starter begins with, in thousandths.
 const SLOW_START_FLOOR: u64 = 50;
