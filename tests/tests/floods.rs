@@ -77,7 +77,7 @@ impl Stage {
         scene.ebb.ok(&["drain", "web/b1", "--timeout", "120s"])?;
         let answered = Instant::now();
         let late = scene.client.open(web, 20);
-        wait_until("new connections to be made", PATIENCE, || {
+        wait_until("new connections to be made or given up", PATIENCE + SOON, || {
             let tally = late.tally();
             tally.opened + tally.could_not_connect() == 20
         })
@@ -168,9 +168,8 @@ fn under_nat() -> Result<()> {
 }
 
 /// What is open stays open here too, but a table that ACKs turn over six times a second may forget a new connection's handshake time
-/// and again.
+/// and again: one in some five hundred is given up after its minute.
 #[test]
-#[ignore = "in one run of 25 one of 20 new connections was not made within its minute"]
 fn under_nat_by_acks() -> Result<()> {
     withstands(Forward::Nat, Family::V4, &[Kind::Ack])
 }

@@ -130,22 +130,68 @@ fn pins_of_an_older_and_of_a_newer_build() -> Result<()> {
     scene.visit(20).map(drop)
 }
 
+/// A start by way of another program, which limits it.
+fn start_under(limiter: &[&str], lab: &Lab, ebb: &Ebb, more: &[&str]) -> Result<Output> {
+    let (program, arguments) = limiter.split_first().context("a program")?;
+    let mut command = lab.balancer.command(program)?;
+    command.args(arguments).arg(ebb.program());
+    command.args(["run", "-i", "eth0", "--mode", "native"]).arg("--socket").arg(ebb.socket());
+    command.arg("--pin-path").arg(lab.pin_path()).arg("--state-dir").arg(ebb.state_directory()).args(more);
+    let output = command.output()?;
+    Ok(Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// The same with so many KiB of address space.
+fn start_within(kib: u32, lab: &Lab, ebb: &Ebb, more: &[&str]) -> Result<Output> {
+    start_under(&["sh", "-c", &format!("ulimit -v {kib} && exec \"$@\""), "sh"], lab, ebb, more)
+}
+
+/// Flows whose table alone takes more address space than [`TOO_LITTLE_KIB`].
+const MANY_FLOWS: [&str; 2] = ["--max-flows", "4000000"];
+/// Enough for all but that table.
+const TOO_LITTLE_KIB: u32 = 300 * 1024;
+
+#[test]
+fn no_memory_for_the_flow_table() -> Result<()> {
+    let lab = Lab::build(Plan::default())?;
+    let mut ebb = Ebb::new(&lab, &[])?;
+    let output = start_within(TOO_LITTLE_KIB, &lab, &ebb, &MANY_FLOWS)?;
+    is_refused(&output, &["FLOWS", "into memory", "MiB"]);
+    nothing_is_left(&lab)?;
+    ebb.run()
+}
+
+/// Wherever memory runs out in a start, also where that ends the daemon on the spot: what forwards goes on, and the next start
+/// finds all as it was.
+#[test]
+fn no_memory_while_an_earlier_program_forwards() -> Result<()> {
+    let mut scene = Scene::set_with(Setting::default(), &MANY_FLOWS)?;
+    scene.add_web(&[])?;
+    let held = scene.hold(30)?;
+    scene.ebb.terminate()?;
+    for kib in (1..=10).map(|part| TOO_LITTLE_KIB / 10 * part) {
+        let output = start_within(kib, &scene.lab, &scene.ebb, &MANY_FLOWS)?;
+        assert!(!matches!(output.code, 0 | 101), "within {kib} KiB: {output:?}");
+        scene.visit(5).with_context(|| format!("it goes on forwarding after a start within {kib} KiB"))?;
+    }
+    scene.ebb.run()?;
+    scene.visit(20)?;
+    let tally = held.finish_and_wait(ebb_tests::scene::SOON)?;
+    assert_eq!((tally.broken(), tally.clean), (0, 30), "{tally:?}");
+    Ok(())
+}
+
 /// In a time namespace the daemon's monotonic clock may not be the packet path's: all flows would seem idle, or no deadline
 /// would ever come.
 #[test]
 fn a_clock_that_is_not_the_kernels() -> Result<()> {
     let lab = Lab::build(Plan::default())?;
     let mut ebb = Ebb::new(&lab, &[])?;
-    let mut command = lab.balancer.command("unshare")?;
-    command.args(["--time", "--monotonic", "86400", "--fork"]).arg(ebb.program());
-    command.args(["run", "-i", "eth0", "--mode", "native"]).arg("--socket").arg(ebb.socket());
-    command.arg("--pin-path").arg(lab.pin_path()).arg("--state-dir").arg(lab.directory().join("state"));
-    let output = command.output()?;
-    let output = Output {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
+    let output = start_under(&["unshare", "--time", "--monotonic", "86400", "--fork"], &lab, &ebb, &[])?;
     is_refused(&output, &["time namespace", "86400", "outside"]);
     nothing_is_left(&lab)?;
     ebb.run()

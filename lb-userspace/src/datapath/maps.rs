@@ -213,13 +213,14 @@ impl Maps {
 }
 
 fn mapped<T: Pod>(pins: &Pins, name: &str) -> Result<Mapped<T>, OpenError> {
-    let context = || format!("cannot map {} into memory", pins.of(name).display());
     let map = pins.map(name)?;
-    let info = sys::map_info(map.as_fd()).opening(context)?;
+    let info = sys::map_info(map.as_fd()).opening(|| format!("cannot look at {}", pins.of(name).display()))?;
     if info.value_size as usize != size_of::<T>() || info.map_flags & sys::MMAPABLE == 0 {
         let what = format!("{name}: rows of {} bytes in place of {}", info.value_size, size_of::<T>());
         return Err(OpenError::Layout { path: pins.path().into(), what });
     }
+    let bytes = info.max_entries as usize * size_of::<T>();
+    let context = || format!("cannot map {} into memory, {} MiB", pins.of(name).display(), bytes.div_ceil(1 << 20));
     Mapped::new(map.as_fd(), info.max_entries).opening(context)
 }
 
