@@ -94,7 +94,7 @@ pub enum Output {
 pub enum Command {
     /// Load the datapath and serve it until stopped; stopping leaves traffic flowing
     Run(RunArgs),
-    /// Remove the datapath and what it keeps, with or without a daemon
+    /// Remove the datapath and its flows; a running daemon is stopped, services are kept for its next start
     Unload(UnloadArgs),
     /// Check a configuration file; needs no daemon
     Check {
@@ -157,7 +157,7 @@ pub enum Command {
     Decap(DecapArgs),
     /// Watch services, backends and drains, with keys to drain and activate
     Top,
-    /// Look for what stands in the way here, and say the command that mends it
+    /// Look for what stands in the way here, and say what mends it
     Doctor {
         /// Interface to look at (repeat for several) [default: those in use, or all that are up]
         #[arg(short, long = "interface", value_name = "IFACE")]
