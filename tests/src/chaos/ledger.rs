@@ -72,6 +72,12 @@ impl Line {
         self.deadlines.last().copied()
     }
 
+    /// Another deadline was set, and answered then.
+    fn set_deadline(&mut self, deadline: Deadline, answered: Instant) {
+        self.deadlines.last_mut().map(|before| before.replaced.replace(answered));
+        self.deadlines.push(deadline);
+    }
+
     /// It takes nothing new at this time.
     pub(super) fn is_closed_at(&self, at: Instant) -> bool {
         at > self.answered && self.reopened.is_none_or(|reopened| at < reopened)
@@ -140,17 +146,19 @@ impl Ledger {
         let started_at = seen.and_then(started_at).unwrap_or_default();
         let deadline = Deadline { from: asked + timeout, to: answered + timeout, replaced: None };
         let lines = self.lines_mut(target);
-        let is_known = |line: &Line| line.started_at == started_at && line.over.is_some();
-        if seen.is_some() && lines.last().is_some_and(is_known) {
-            // It was over already, and nothing new began.
+        let is_known = |line: &&mut Line| line.started_at == started_at && line.over.is_some() && seen.is_some();
+        if let Some(line) = lines.last_mut().filter(is_known) {
+            // Nothing new began: it was over already, or has ended since, and then by this deadline.
+            if line.over.as_ref().is_some_and(|over| over.at + CLOCKS >= asked) {
+                line.set_deadline(deadline, answered);
+            }
             return;
         }
         if let Some(line) = lines.last_mut().filter(|line| line.over.is_none() && line.reopened.is_none()) {
             line.removing |= removing;
             // One that has ended meanwhile keeps the deadline it had.
             if seen.is_none_or(|backend| backend.drain.is_some()) {
-                line.deadlines.last_mut().map(|before| before.replaced.replace(answered));
-                line.deadlines.push(deadline);
+                line.set_deadline(deadline, answered);
             }
             return;
         }
