@@ -185,7 +185,8 @@ impl Ledger {
 
     /// Notes that a backend takes connections again, as asked then.
     pub(super) fn reopened(&mut self, target: Target, asked: Instant) {
-        if let Some(line) = self.lines_mut(target).last_mut() {
+        // One that was drained and then removed was out by both.
+        for line in self.lines_mut(target) {
             line.reopened.get_or_insert(asked);
         }
     }
