@@ -95,6 +95,8 @@ pub enum Event {
     },
     /// An operator cancels its drain or brings it back.
     Activate,
+    /// It served for want of a healthy one, and leaves the rotation.
+    Relieved,
     /// Somebody answers a drain whose end is held.
     Hold(HoldAnswer),
     /// The packet path gives it no new flow any more, and packets in flight have left.
@@ -221,6 +223,7 @@ pub fn step(backend: Backend, event: Event, context: Context<'_>, now: Now) -> (
         Event::Drain { timeout, on_timeout } => step.drain(timeout, on_timeout),
         Event::Remove { now: at_once } => step.remove(at_once),
         Event::Activate => step.activate(),
+        Event::Relieved => step.relieved(),
         Event::Hold(answer) => step.answer(answer),
         Event::Sealed => {
             if let Some(drain) = &mut step.backend.drain {
@@ -290,12 +293,18 @@ impl Step<'_> {
                     self.go(State::Active, reason);
                 }
             }
+            // A drain that was cancelled may have left it flows.
+            (State::Initial, State::Unhealthy) if self.backend.live > 0 => self.fail(reason),
             (State::Initial, _) => self.go(verdict, reason),
             // A check that is new does not take a backend out before it has failed.
             (State::Active, State::Initial) if self.backend.resolved => {}
             (State::Active, State::Initial) => self.go(State::UnhealthyDraining, NEXT_HOP_LOST),
             (State::Active, _) => self.fail(reason),
-            (State::Unhealthy | State::UnhealthyDraining, _) => self.backend.reason = self.why_unhealthy(reason),
+            (State::UnhealthyDraining, _) => {
+                self.backend.reason = self.why_unhealthy(reason);
+                self.keep_for_the_interval();
+            }
+            (State::Unhealthy, _) => self.backend.reason = self.why_unhealthy(reason),
         }
     }
 
@@ -357,8 +366,9 @@ impl Step<'_> {
                 match verdict {
                     // Its flows are kept for it, as they would have been without the drain.
                     State::Unhealthy => self.fail(reason),
-                    State::Initial if !self.backend.resolved && was_in => {
+                    State::Initial if !self.backend.resolved && (was_in || self.backend.live > 0) => {
                         self.go(State::UnhealthyDraining, NEXT_HOP_LOST);
+                        self.keep_for_the_interval();
                     }
                     State::Initial if !was_in => self.go(State::Initial, reason),
                     _ => self.go(State::Active, "its drain was cancelled"),
@@ -373,11 +383,30 @@ impl Step<'_> {
         }
     }
 
-    /// It fails its checks: its flows are kept for the set interval.
+    /// It fails its checks.
     fn fail(&mut self, reason: String) {
         self.go(State::UnhealthyDraining, reason);
-        self.backend.unhealthy_until =
-            self.context.service.unhealthy_drain_s.0.map(|interval| self.now.after(interval));
+        self.keep_for_the_interval();
+    }
+
+    /// From when its checks fail its flows are kept for the set interval, also if it was out before for another reason.
+    fn keep_for_the_interval(&mut self) {
+        let service = self.context.service;
+        if service.health.is_none() || !self.backend.health.is_bad() {
+            self.backend.unhealthy_until = None;
+        } else if self.backend.unhealthy_until.is_none() {
+            self.backend.unhealthy_until = service.unhealthy_drain_s.0.map(|interval| self.now.after(interval));
+        }
+    }
+
+    /// What it took while it had to serve is kept as the flows of one that has only begun to fail.
+    fn relieved(&mut self) {
+        if matches!(self.backend.state, State::Unhealthy | State::UnhealthyDraining) {
+            let reason = self.backend.reason.clone();
+            self.go(State::UnhealthyDraining, reason);
+            self.backend.unhealthy_until = None;
+            self.keep_for_the_interval();
+        }
     }
 
     fn look(&mut self, begun_ns: u64, live: u64, oldest_ns: Option<u64>, complete: bool) {

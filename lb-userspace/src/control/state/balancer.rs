@@ -627,6 +627,9 @@ impl Balancer {
     }
 
     fn settle(&mut self, at: usize, now: Now) {
+        for backend in self.services[at].relieved() {
+            self.step(at, backend, Event::Relieved, now);
+        }
         self.services[at].settle(now);
         self.dirty.insert(self.services[at].slot);
     }

@@ -118,6 +118,11 @@ impl Entry {
         }
     }
 
+    /// It is out of the rotation unless there is none better.
+    fn is_unhealthy(&self) -> bool {
+        matches!(self.machine.state, State::Unhealthy | State::UnhealthyDraining)
+    }
+
     /// An operator has it out of rotation.
     fn is_out(&self) -> bool {
         matches!(self.machine.state, State::Draining | State::Drained)
@@ -175,17 +180,31 @@ impl Service {
         self.backends.iter().map(Entry::member).collect()
     }
 
-    /// Brings the ring to what the states say: who is in rotation, who is remembered, how far slow starts are.
-    pub fn settle(&mut self, now: Now) {
+    /// Whether it has to do without a healthy backend, and whether each is wanted in the rotation.
+    fn rotation(&self) -> (bool, Vec<bool>) {
         let active = |entry: &Entry| entry.machine.state == State::Active;
         let serving = self.backends.iter().any(|entry| active(entry) && entry.spec.weight > 0);
-        self.failing_open = !serving && self.spec.when_unhealthy == WhenUnhealthy::FailOpen;
-        let failing_open = self.failing_open;
-        let unhealthy = |entry: &Entry| {
-            matches!(entry.machine.state, State::Unhealthy | State::UnhealthyDraining) && entry.next_hop.is_some()
+        let failing_open = !serving && self.spec.when_unhealthy == WhenUnhealthy::FailOpen;
+        let stands_in = |entry: &Entry| failing_open && entry.is_unhealthy() && entry.next_hop.is_some();
+        (failing_open, self.backends.iter().map(|entry| active(entry) || stands_in(entry)).collect())
+    }
+
+    /// Unhealthy backends that are in the rotation and have to serve no longer. They may have flows, so they have to be told before
+    /// [`Service::settle`] takes them out.
+    pub fn relieved(&self) -> Vec<usize> {
+        let (_, wanted) = self.rotation();
+        let leaves = |at: &usize| {
+            let entry = &self.backends[*at];
+            !wanted[*at] && entry.is_unhealthy() && self.ring.is_in(entry.slot)
         };
-        let wanted: Vec<bool> =
-            self.backends.iter().map(|entry| active(entry) || (failing_open && unhealthy(entry))).collect();
+        // One that fails only now begins its interval by that.
+        (0..wanted.len()).filter(leaves).filter(|_| self.failing_open).collect()
+    }
+
+    /// Brings the ring to what the states say: who is in rotation, who is remembered, how far slow starts are.
+    pub fn settle(&mut self, now: Now) {
+        let (failing_open, wanted) = self.rotation();
+        self.failing_open = failing_open;
         let entering: Vec<usize> =
             (0..wanted.len()).filter(|at| wanted[*at] && !self.ring.is_in(self.backends[*at].slot)).collect();
         self.enter(&entering, now);

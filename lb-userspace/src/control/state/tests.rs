@@ -203,6 +203,12 @@ impl World {
                 State::Initial | State::Draining | State::Drained => assert!(!inside, "{entry:?}"),
             }
             assert_eq!(self.told.get(&entry.spec.name), Some(&machine.state), "events say where it is");
+            let refused = matches!(machine.state, State::Unhealthy | State::Drained) && !inside;
+            let live = self.live((entry.slot, entry.generation));
+            assert!(!refused || live == 0, "what is not cut is not refused: {live} of {entry:?}");
+            let failing = service.spec.health.is_some() && machine.health.is_bad();
+            let limited = machine.state == State::UnhealthyDraining && machine.unhealthy_until.is_some();
+            assert!(!limited || failing, "only who fails is limited: {entry:?}");
             if let Some(drain) = &machine.drain {
                 let held = drain.hold.is_some();
                 assert!(held || !drain.is_due(self.now), "a drain is over at its deadline at the latest");
@@ -468,6 +474,73 @@ fn with_nobody_healthy_the_unhealthy_serve_but_never_the_draining() {
     let service = &world.balancer.services[0];
     let inside: Vec<bool> = service.backends.iter().map(|entry| service.ring.is_in(entry.slot)).collect();
     assert_eq!(inside, [false, true, false, false]);
+}
+
+#[test]
+fn who_stood_in_keeps_what_it_took() {
+    for interval in [Limit::NONE, Limit::seconds(30)] {
+        let mut world = World::new(true);
+        let patch = ServicePatch { unhealthy_drain_s: Some(interval), ..ServicePatch::default() };
+        world.balancer.set_service("web", patch, world.now).expect("it is set");
+        for number in 0..4 {
+            world.check(number, false);
+            world.check(number, false);
+        }
+        world.cycle();
+        assert_eq!(world.state(0), State::Unhealthy);
+        world.open(0, 2);
+        world.advance(60);
+        world.cycle();
+        world.check(1, true);
+        world.cycle();
+        let machine = world.machine(0).expect("it is there");
+        assert_eq!((machine.state, machine.live), (State::UnhealthyDraining, 2), "{interval:?}");
+        let left = machine.unhealthy_until.map(|until| until.left(world.now));
+        assert_eq!(left, interval.0, "from now on");
+        world.close(0, 2);
+        world.cycle();
+        assert_eq!(world.state(0), State::Unhealthy);
+        assert!(world.cut.is_empty());
+    }
+}
+
+#[test]
+fn cancelling_gives_a_backend_back_what_it_would_have_been() {
+    let mut world = World::new(true);
+    world.open(0, 2);
+    world.resolve(0, false);
+    world.check(0, false);
+    world.check(0, false);
+    world.cycle();
+    world.balancer.drain("web", "b0", DrainRequest::default(), world.now).expect("a drain");
+    world.cycle();
+    world.balancer.activate("web", "b0", world.now).expect("it is there");
+    world.cycle();
+    world.resolve(0, true);
+    world.cycle();
+    assert_eq!(world.state(0), State::UnhealthyDraining);
+    world.assert_sound();
+}
+
+#[test]
+fn the_interval_of_one_that_fails_begins_also_while_its_next_hop_is_lost() {
+    let mut world = World::new(true);
+    let patch = ServicePatch { unhealthy_drain_s: Some(Limit::seconds(10)), ..ServicePatch::default() };
+    world.balancer.set_service("web", patch, world.now).expect("it is set");
+    world.open(0, 2);
+    world.resolve(0, false);
+    world.advance(60);
+    world.cycle();
+    assert_eq!(world.machine(0).expect("it is there").unhealthy_until, None, "it does not fail its checks");
+    world.check(0, false);
+    world.check(0, false);
+    world.advance(9);
+    world.cycle();
+    assert_eq!(world.state(0), State::UnhealthyDraining);
+    world.advance(2);
+    world.cycle();
+    assert_eq!(world.state(0), State::Unhealthy);
+    assert_eq!(world.cut["b0"], 2);
 }
 
 #[test]
