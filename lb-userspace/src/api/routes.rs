@@ -114,7 +114,7 @@ fn host_operations(api: Api<Handle>) -> Api<Handle> {
     .operation(
         &openapi::post(
             "/v1/hosts/{address}/activate",
-            "Cancel the drains of a host's backends in every service, or bring them back",
+            "Cancel the drains of a host's backends in every service that is not being removed, or bring them back",
         )
         .answer::<HostBackends>()
         .own(),
@@ -342,13 +342,10 @@ async fn host(State(engine): State<Handle>, Path(address): Path<String>) -> Resu
     Ok(Answer(backends_at(&engine, host_address(&address)?).await?))
 }
 
-/// No guard stands in the way of an activation, so it takes no look ahead at all of them.
 async fn activate_host(Change(engine): Change, Path(address): Path<String>) -> Result<Answer<HostBackends>> {
-    let mut host = backends_at(&engine, host_address(&address)?).await?;
-    for view in &mut host.backends {
-        view.backend = engine.activate(&view.service, &view.backend.name).await?;
-    }
-    Ok(Answer(host))
+    let backends = engine.activate_address(host_address(&address)?).await?;
+    let backends = backends.into_iter().map(|(service, backend)| BackendView { service, backend }).collect();
+    Ok(Answer(HostBackends { backends }))
 }
 
 fn host_address(segment: &str) -> Result<IpAddr> {

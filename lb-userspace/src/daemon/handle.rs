@@ -89,6 +89,7 @@ pub(super) enum Request {
     Drain(String, String, DrainRequest, Reply<DrainStarted>),
     DrainAddress(IpAddr, DrainRequest, Reply<Vec<DrainStarted>>),
     Activate(String, String, Reply<BackendStatus>),
+    ActivateAddress(IpAddr, Reply<Vec<(String, BackendStatus)>>),
     AnswerHold(String, String, HoldAnswer, Reply<BackendStatus>),
     Wait(String, String, WaitFor, Reply<WaitResult>),
     Apply(Vec<WantedService>, bool, Reply<ApplyReport>),
@@ -120,6 +121,7 @@ impl Request {
             | Self::Drain(..)
             | Self::DrainAddress(..)
             | Self::Activate(..)
+            | Self::ActivateAddress(..)
             | Self::AnswerHold(..) => Some(BACKEND_GROWTH),
             Self::Apply(wanted, false, _) => {
                 let backends: usize = wanted.iter().map(|service| service.backends.len()).sum();
@@ -142,6 +144,7 @@ impl Request {
             | Self::AnswerHold(_, _, _, reply) => drop(reply.send(Err(error))),
             Self::Drain(_, _, _, reply) => drop(reply.send(Err(error))),
             Self::DrainAddress(_, _, reply) => drop(reply.send(Err(error))),
+            Self::ActivateAddress(_, reply) => drop(reply.send(Err(error))),
             Self::Apply(_, _, reply) => drop(reply.send(Err(error))),
             _ => {}
         }
@@ -225,6 +228,12 @@ impl Handle {
     /// Cancels a drain, or brings a drained backend back.
     pub async fn activate(&self, service: &str, backend: &str) -> Result<BackendStatus, Error> {
         self.change(|reply| Request::Activate(service.to_owned(), backend.to_owned(), reply)).await
+    }
+
+    /// Does so for the backends with this address in every service that is not being removed; all backends there, each with its
+    /// service's name.
+    pub async fn activate_address(&self, address: IpAddr) -> Result<Vec<(String, BackendStatus)>, Error> {
+        self.change(|reply| Request::ActivateAddress(address, reply)).await
     }
 
     /// Answers a drain whose end is held. Once this returns, a heartbeat is on disk, and anything else has ended it.

@@ -146,7 +146,7 @@ pub enum Notice {
     State(State),
     /// A drain began and its flows are counted.
     DrainStarted,
-    /// The drain's deadline or policy is another.
+    /// The drain's deadline or policy is another, or its hold was answered before its flows were over.
     DrainChanged,
     /// The drain's flows are over and its end is held.
     DrainHeld,
@@ -547,6 +547,7 @@ impl Step<'_> {
             self.finish(hold.outcome);
         } else {
             "drained by an operator".clone_into(&mut self.backend.reason);
+            self.notify(Notice::DrainChanged);
         }
     }
 

@@ -137,7 +137,10 @@ impl Balancer {
     /// Drains a service's backends, removes them, then the service.
     pub fn remove_service(&mut self, name: &str, at_once: bool, now: Now) -> Result<(), Error> {
         let at = self.find(name)?;
-        self.services[at].removing = true;
+        if !std::mem::replace(&mut self.services[at].removing, true) {
+            // Its backends may all be draining already, and what is not told is not written.
+            self.tell(EventKind::ServiceChanged, Some(name), now);
+        }
         for backend in (0..self.services[at].backends.len()).rev() {
             self.step(at, backend, Event::Remove { now: at_once }, now);
         }
@@ -311,17 +314,7 @@ impl Balancer {
         request: DrainRequest,
         now: Now,
     ) -> Result<Vec<(String, String)>, Error> {
-        let at_address = |service: &Service| -> Vec<usize> {
-            let entries = service.backends.iter().enumerate();
-            entries.filter(|(_, entry)| entry.spec.address.ip == address).map(|(at, _)| at).collect()
-        };
-        let found: Vec<(usize, Vec<usize>)> =
-            self.services.iter().enumerate().map(|(at, service)| (at, at_address(service))).collect();
-        if found.iter().all(|(_, backends)| backends.is_empty()) {
-            return Err(Error::NotFound(format!(
-                "no backend has the address {address}: 'ebb status' shows those there are"
-            )));
-        }
+        let found = self.at_address(address)?;
         if !request.force {
             for (at, backends) in &found {
                 self.services[*at].guard(backends)?;
@@ -336,6 +329,22 @@ impl Balancer {
             }
         }
         Ok(drained)
+    }
+
+    /// The backends with this address, by the places of their services.
+    fn at_address(&self, address: IpAddr) -> Result<Vec<(usize, Vec<usize>)>, Error> {
+        let of = |service: &Service| -> Vec<usize> {
+            let entries = service.backends.iter().enumerate();
+            entries.filter(|(_, entry)| entry.spec.address.ip == address).map(|(at, _)| at).collect()
+        };
+        let found: Vec<(usize, Vec<usize>)> =
+            self.services.iter().enumerate().map(|(at, service)| (at, of(service))).collect();
+        if found.iter().all(|(_, backends)| backends.is_empty()) {
+            return Err(Error::NotFound(format!(
+                "no backend has the address {address}: 'ebb status' shows those there are"
+            )));
+        }
+        Ok(found)
     }
 
     fn start_drain(&mut self, at: usize, backend: usize, request: DrainRequest, now: Now) {
@@ -354,6 +363,29 @@ impl Balancer {
         self.step(at, backend, Event::Activate, now);
         self.settle(at, now);
         Ok(())
+    }
+
+    /// Does so for all backends with this address, but for those that leave with their service; returns (service, backend) of all.
+    pub fn activate_address(&mut self, address: IpAddr, now: Now) -> Result<Vec<(String, String)>, Error> {
+        let found = self.at_address(address)?;
+        if found.iter().all(|(at, backends)| backends.is_empty() || self.services[*at].removing) {
+            return Err(Error::Conflict(format!(
+                "every service with a backend at {address} is being removed: its backends cannot come back"
+            )));
+        }
+        let mut all = Vec::new();
+        for (at, backends) in found {
+            for backend in backends {
+                let service = &self.services[at];
+                let names = (service.spec.name.clone(), service.backends[backend].spec.name.clone());
+                if !service.removing {
+                    self.step(at, backend, Event::Activate, now);
+                    self.settle(at, now);
+                }
+                all.push(names);
+            }
+        }
+        Ok(all)
     }
 
     /// Answers a drain whose end is held.

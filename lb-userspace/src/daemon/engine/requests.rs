@@ -106,6 +106,16 @@ impl Engine {
                 let result = self.then_cycle(result);
                 changed(reply, result.and_then(|()| self.backend_status(&service, &name)))
             }
+            Request::ActivateAddress(address, reply) => {
+                let now = self.now();
+                let result = self.balancer.activate_address(address, now);
+                let result = self.then_cycle(result);
+                let status = |(service, name): (String, String)| {
+                    let status = self.backend_status(&service, &name)?;
+                    Ok((service, status))
+                };
+                changed(reply, result.and_then(|all| all.into_iter().map(status).collect()))
+            }
             Request::AnswerHold(service, name, answer, reply) => {
                 let now = self.now();
                 // What it was, for a backend that is deleted by its drain's end.

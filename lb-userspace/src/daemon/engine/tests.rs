@@ -605,6 +605,55 @@ async fn killed_at_any_step_of_a_drain_it_comes_out_right() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_answered_survives_though_it_only_confirms_what_goes_on() {
+    let rig = three().await;
+    let now_ns = rig.clock.now().mono_ns;
+    for number in 1..=3 {
+        rig.kernel().open(slot(number), 1, now_ns);
+        let force = DrainRequest { force: true, ..timeout(60) };
+        rig.handle.drain("web", &format!("web-{number}"), force).await.expect("a drain");
+    }
+    for number in 1..=3 {
+        rig.handle.remove_backend("web", &format!("web-{number}"), false).await.expect("it is to go");
+    }
+    rig.handle.remove_service("web", false).await.expect("so is the service");
+    let (datapath, clock, directory) = rig.kill().await;
+    let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+    (1..=3).for_each(|number| rig.kernel().close(slot(number), 1));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(rig.handle.services().await.expect("a list").is_empty(), "it goes with its last backend");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_comes_back_in_every_service_that_stays() {
+    let rig = three().await;
+    for (name, address) in [("old", "10.0.0.101:80/tcp"), ("new", "10.0.0.102:80/tcp")] {
+        let mut other = service();
+        name.clone_into(&mut other.name);
+        other.vip = address.parse().expect("a VIP");
+        rig.handle.add_service(other).await.expect("a service");
+        for number in [1, 2] {
+            rig.handle.add_backend(name, backend(number)).await.expect("a backend");
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let now_ns = rig.clock.now().mono_ns;
+    let host = backend(1).address.ip;
+    let slots: Vec<_> = rig.kernel().backends.iter().filter(|(_, row)| row.address == host).map(|row| *row.0).collect();
+    slots.iter().for_each(|slot| rig.kernel().open(*slot, 1, now_ns));
+    rig.handle.drain_address(host, timeout(600)).await.expect("drains");
+    rig.handle.remove_service("old", false).await.expect("it is to go");
+    let all = rig.handle.activate_address(host).await.expect("the others stay");
+    let states: Vec<_> = all.iter().map(|(service, status)| (service.as_str(), status.state)).collect();
+    assert_eq!(states, [("web", State::Active), ("old", State::Draining), ("new", State::Active)]);
+    for service in ["web", "new"] {
+        rig.handle.remove_service(service, false).await.expect("they are to go");
+    }
+    let refused = rig.handle.activate_address(host).await.expect_err("all of them go");
+    assert!(refused.to_string().contains("being removed"), "{refused}");
+}
+
 /// Found by a run of faults: a daemon killed while its disk was full did not come back before somebody had made room.
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_cannot_be_written_to_keeps_no_daemon_from_coming_back() {
