@@ -48,8 +48,6 @@ pub mod backend_flag {
     pub const SILENT: u8 = 1;
     /// The next hop below is known.
     pub const RESOLVED: u8 = 1 << 1;
-    /// Takes new flows although it failed its checks, since no backend of its service passes (`fail_open`).
-    pub const FAIL_OPEN: u8 = 1 << 2;
 }
 
 /// A deadline that never comes.
@@ -110,8 +108,7 @@ impl Backend {
     /// Whether new flows may go to it.
     #[inline(always)]
     pub const fn takes_new(&self) -> bool {
-        self.flags & backend_flag::RESOLVED != 0
-            && (self.state == BackendState::Active as u8 || self.flags & backend_flag::FAIL_OPEN != 0)
+        self.flags & backend_flag::RESOLVED != 0 && self.state == BackendState::Active as u8
     }
 
     /// When a flow is cut: `share` (16 bits of the flow's hash) spreads the cuts over the window before the deadline.

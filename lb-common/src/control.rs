@@ -62,7 +62,8 @@ impl Control {
 /// A neighbour on the link that client packets came from, so that replies and resets can go back the same way.
 ///
 /// Its row is two words: the first says who it is and is claimed by compare-and-swap, the second is our own MAC address
-/// on that link, as the peer's packets name it. A row never changes while the table lives.
+/// on that link, as the peer's packets name it. A row changes only when its interface comes back under
+/// another index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
     /// Its MAC address: six bytes in memory order in the low 48 bits.

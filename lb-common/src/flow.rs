@@ -114,13 +114,6 @@ impl Meta {
         (self.0 >> 48) as u16
     }
 
-    /// The same owner in another life.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with_life(self, life: Life) -> Self {
-        Self::new(self.version(), self.flags(), life, self.last_seen())
-    }
-
     /// With flags set and cleared, seen at `now`.
     #[inline(always)]
     #[must_use]
@@ -218,7 +211,7 @@ pub struct FlowInit {
     pub nat_port: u16,
 }
 
-/// Silence after which an opening or provisional TCP entry is over: 10 s.
+/// Silence after which an opening TCP entry, or one superseded on its tuple, is over: 10 s.
 pub const OPENING_TICKS: u32 = time::duration_ticks(10_000_000_000);
 /// How long a finished flow is kept for late segments: 15 s.
 pub const LINGER_TICKS: u32 = time::duration_ticks(15_000_000_000);
@@ -275,8 +268,7 @@ pub const fn phase(flags: u16, age: u32, timers: Timers) -> Phase {
     if flags & flow_flag::CUT != 0 {
         return if age > CUT_TICKS { Phase::Dead } else { Phase::Cut };
     }
-    let finished = flags & flow_flag::RST != 0 || flags & flow_flag::BOTH_FINS_ACKED == flow_flag::BOTH_FINS_ACKED;
-    if finished {
+    if is_finished(flags) {
         return if age > LINGER_TICKS { Phase::Dead } else { Phase::Closing };
     }
     // Superseded on its tuple: still alive if the newcomer was a forgery, and then it is heard from soon.
@@ -349,7 +341,6 @@ mod tests {
         assert_eq!(meta.flags(), flow_flag::TWIN | flow_flag::BOTH_WAYS);
         assert_eq!(meta.life(), Life::Linked);
         assert_eq!(meta.last_seen(), 77);
-        assert_eq!(meta.with_life(Life::Dying).flags(), meta.flags());
         assert_eq!(meta.with(flow_flag::RST, flow_flag::TWIN, 80).flags(), flow_flag::RST | flow_flag::BOTH_WAYS);
     }
 }

@@ -258,7 +258,7 @@ pub fn claim_near<T: Entries>(table: T, home: u32, now: u32) -> Option<u32> {
 
 /// Claims an entry in the emptiest of the three sets that can hold a flow of `home`.
 ///
-/// Reads all 48; the least loaded of several sets is what lets the table fill up to some 90 % before any flow finds no
+/// Reads all 48; the least loaded of several sets is what lets the table fill up to 78 to 88 % before any flow finds no
 /// place.
 #[inline(always)]
 pub fn claim_emptiest<T: Entries>(table: T, geometry: Geometry, home: u32, now: u32) -> Option<u32> {

@@ -1,7 +1,7 @@
 //! The three hashes, each for its own purpose.
 //!
 //! - [`steering`] chooses a ring slot. It is the same on every node and after every restart.
-//! - [`table`] chooses a place in the flow table. It is keyed by a secret drawn at load: multilinear hashing, whose
+//! - [`table`] chooses a place in the flow table. It is keyed by a secret drawn when the table is made: multilinear hashing, whose
 //!   high half is strongly universal for random 64-bit keys (Lemire & Kaser, "Strongly universal string hashing is
 //!   fast", 2014), so that nobody who does not know the keys can aim many flows at one bucket.
 //! - [`vip`] chooses a place in the small table of VIPs, whose seed the daemon picks so that probes stay short.

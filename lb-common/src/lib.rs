@@ -8,7 +8,7 @@
 #![no_std]
 #![expect(
     clippy::inline_always,
-    reason = "the packet path must be one function: a call costs a stack frame, and the verifier loses bounds across it"
+    reason = "where the packet path is to be one function: a call costs a stack frame, and the verifier loses bounds across it"
 )]
 
 pub mod addr;

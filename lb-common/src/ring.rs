@@ -73,7 +73,8 @@ impl Published {
     }
 }
 
-/// Ring sizes: primes near the powers of four from 2^12, the smallest with [`SLOTS_PER_BACKEND`] slots a backend.
+/// Ring sizes: primes near the powers of four from 2^12. A prime makes every step from 1 to size − 1 visit every slot. A ring has the
+/// smallest with [`SLOTS_PER_BACKEND`] slots a backend.
 pub const RING_SIZES: [u32; 6] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319];
 
 /// Slots that a ring has at least for each backend, so that one slot more or less is within 1 % of a share.

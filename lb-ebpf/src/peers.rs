@@ -42,7 +42,7 @@ fn find_or_claim(mac: u64, own: u64, ifindex: u32) -> Option<u16> {
             continue;
         }
         let at = PEERS.get_ptr_mut(row as u32)?;
-        // SAFETY: a field of a map's value; rows change from 0 to a peer once and never again.
+        // SAFETY: a field of a map's value, read as a whole word.
         let mut seen = unsafe { core::ptr::read_volatile(&raw const (*at).peer) };
         if seen == 0 {
             // SAFETY: an aligned word of a map's value.

@@ -15,7 +15,7 @@ use super::{
 };
 pub use crate::datapath::{CutPolicy, Echo, FlowState, FlowTotals, Forward, Protocol};
 
-/// The deregistration delay where none is given.
+/// The drain timeout where none is given.
 pub const DEFAULT_DRAIN_TIMEOUT: Limit = Limit::seconds(300);
 /// The largest weight.
 pub const MAX_WEIGHT: u32 = 65_535;

@@ -231,7 +231,7 @@ pub struct BackendConfig {
     pub server_id: Option<[u8; 16]>,
 }
 
-/// One slot of a service's steering table.
+/// One slot of a service's ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RingSlot {
     /// Who gets new flows that hash here.
@@ -606,7 +606,7 @@ pub trait Datapath: Send {
     /// Changes in place where a backend's frames go.
     fn set_next_hop(&mut self, slot: BackendSlot, next_hop: &NextHop) -> Result<(), DatapathError>;
 
-    /// Makes `ring` the service's steering table. One of another size is built aside and swapped in; of the same size, the
+    /// Makes `ring` the service's own. One of another size is built aside and swapped in; of the same size, the
     /// slots that differ are stored in place, each whole.
     fn put_ring(&mut self, service: ServiceSlot, ring: &[RingSlot]) -> Result<(), DatapathError>;
 

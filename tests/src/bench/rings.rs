@@ -1,4 +1,4 @@
-//! The steering tables: how long they take to build, how even they are, and what moves needlessly.
+//! Rings: how long they take to build, how even they are, and what moves needlessly.
 
 use std::{collections::HashMap, time::Instant};
 

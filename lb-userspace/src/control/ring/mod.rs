@@ -1,4 +1,4 @@
-//! A service's steering table: who gets the flows that hash to a slot.
+//! A service's ring: who gets the flows that hash to a slot.
 //!
 //! Two layers. The *base* gives every member with a weight its share, in rotation or not; only registration, removal and
 //! weights change it. Over it lies, for each slot whose base owner is out of rotation, a *chain* of stand-ins: the last one in
@@ -38,7 +38,7 @@ pub struct Member {
     pub weight: u32,
 }
 
-/// The steering table of one service.
+/// The ring of one service.
 #[derive(Clone, Debug)]
 pub struct Ring {
     size: u32,

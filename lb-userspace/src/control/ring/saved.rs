@@ -72,7 +72,7 @@ impl Ring {
     pub fn restore(saved: &SavedRing, members: &[Member]) -> Option<Self> {
         let same_members = saved.members.len() == members.len()
             && members.iter().all(|member| saved.members.iter().any(|other| other.id == member.id));
-        if !same_members || !super::table::SIZES.contains(&saved.size) {
+        if !same_members || !lb_common::ring::RING_SIZES.contains(&saved.size) {
             return None;
         }
         let mut ring = Self::new(&[]);

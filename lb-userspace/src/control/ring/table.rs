@@ -4,20 +4,14 @@
 //! heavier ones more often, until each has its quota. The table depends on nothing but the members' keys and weights and the
 //! size: nodes with the same configuration build the same one, whatever their history.
 
-/// Prime sizes, about four times apart. A prime makes every step from 1 to size − 1 visit every slot.
-pub const SIZES: [u32; 6] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319];
-
-/// Slots a member has at least, if all weigh the same and the largest size is not reached: keeps rounding below 1 %.
-pub const SLOTS_PER_MEMBER: u32 = 100;
+use lb_common::ring::ring_size;
 
 /// A slot that nobody owns.
 pub const NOBODY: u32 = u32::MAX;
 
 /// The size for so many members.
 pub fn size_for(members: usize) -> u32 {
-    let wanted = (members as u64).saturating_mul(u64::from(SLOTS_PER_MEMBER));
-    let largest = SIZES[SIZES.len() - 1];
-    SIZES.into_iter().find(|size| u64::from(*size) >= wanted).unwrap_or(largest)
+    ring_size(u32::try_from(members).unwrap_or(u32::MAX))
 }
 
 /// A member's walk over the slots.

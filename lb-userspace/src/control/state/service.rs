@@ -38,7 +38,7 @@ pub struct Service {
     pub removing: bool,
     /// Its backends, in the order in which they were added.
     pub backends: Vec<Entry>,
-    /// Its steering table.
+    /// Its ring.
     pub ring: Ring,
     /// Backends have been deleted of which the table still knows.
     pub members_stale: bool,
@@ -189,16 +189,18 @@ impl Service {
         (failing_open, self.backends.iter().map(|entry| active(entry) || stands_in(entry)).collect())
     }
 
-    /// Unhealthy backends that are in the rotation and have to serve no longer. They may have flows, so they have to be told before
+    /// Backends that serve though they are unhealthy, and have to no longer. They may have flows, so they have to be told before
     /// [`Service::settle`] takes them out.
     pub fn relieved(&self) -> Vec<usize> {
+        if !self.failing_open {
+            return Vec::new();
+        }
         let (_, wanted) = self.rotation();
         let leaves = |at: &usize| {
             let entry = &self.backends[*at];
             !wanted[*at] && entry.is_unhealthy() && self.ring.is_in(entry.slot)
         };
-        // One that fails only now begins its interval by that.
-        (0..wanted.len()).filter(leaves).filter(|_| self.failing_open).collect()
+        (0..wanted.len()).filter(leaves).collect()
     }
 
     /// Brings the ring to what the states say: who is in rotation, who is remembered, how far slow starts are.
