@@ -102,6 +102,7 @@ impl Daemon {
                 }
             });
         }
+        let clock = SystemClock::new().map_err(failed)?;
         let (updates, next_hops) = next_hop_queue();
         let resolver = NetlinkResolver::start(updates)
             .map_err(|error| Failure::failed(format!("cannot follow the network over netlink: {error}")))?;
@@ -116,7 +117,7 @@ impl Daemon {
             next_hops,
             host,
             store,
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(clock),
             flow_log,
         })
         .map_err(failed)?;
