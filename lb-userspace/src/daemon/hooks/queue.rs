@@ -20,6 +20,10 @@ pub(super) const LIMIT: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Queue {
     journal: File,
+    /// The journal's bytes up to the end of its last accepted line.
+    length: u64,
+    /// What a failed write left behind that end could not be taken back yet.
+    torn: bool,
     done_path: PathBuf,
     /// Up to here it has been delivered.
     done: u64,
@@ -41,22 +45,39 @@ impl Queue {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         journal.set_len(whole as u64)?;
         let done = fs::read_to_string(&done_path).ok().and_then(|text| text.trim().parse::<usize>().ok());
-        let done = done.filter(|done| *done <= whole).unwrap_or(0);
+        // A note that does not end a line is of an earlier journal: rather tell again than half.
+        let ends_line = |done: &usize| *done == 0 || bytes[..whole].get(done - 1) == Some(&b'\n');
+        let done = done.filter(ends_line).unwrap_or(0);
         let text = String::from_utf8_lossy(&bytes[done..whole]);
-        let mut queue =
-            Self { journal, done_path, done: done as u64, waiting: text.lines().map(str::to_owned).collect() };
+        let waiting = text.lines().map(str::to_owned).collect();
+        let mut queue = Self { journal, length: whole as u64, torn: false, done_path, done: done as u64, waiting };
         queue.note()?;
         Ok(queue)
     }
 
-    /// Adds a line; refused when too many wait.
+    /// Adds a line; refused when too many wait, and then the journal is as it was.
     pub(super) fn push(&mut self, line: String) -> io::Result<()> {
         if self.waiting.len() >= LIMIT {
             return Err(io::Error::other(format!("{LIMIT} notifications wait already")));
         }
-        self.journal.write_all(format!("{line}\n").as_bytes())?;
-        self.journal.sync_data()?;
+        if self.torn {
+            self.take_back()?;
+        }
+        let bytes = format!("{line}\n");
+        if let Err(error) = self.journal.write_all(bytes.as_bytes()).and_then(|()| self.journal.sync_data()) {
+            // The next line must not go on where half of this one ends; what fails here is tried again before that.
+            self.torn = self.take_back().is_err();
+            return Err(error);
+        }
+        self.length += bytes.len() as u64;
         self.waiting.push_back(line);
+        Ok(())
+    }
+
+    /// Drops from the journal what no line was accepted for.
+    fn take_back(&mut self) -> io::Result<()> {
+        self.journal.set_len(self.length)?;
+        self.torn = false;
         Ok(())
     }
 
@@ -77,7 +98,13 @@ impl Queue {
         if self.waiting.is_empty() {
             // A crash after this line leaves a note beyond the journal's end, which then means its beginning.
             self.journal.set_len(0)?;
-            self.done = 0;
+            (self.length, self.done, self.torn) = (0, 0, false);
+            // No note means the beginning, and unlike a new one needs no room on the disk: one that stayed would come to lie within
+            // the journal as that grows.
+            return match fs::remove_file(&self.done_path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
         }
         let (mut file, aside) = ownership::create_aside(&self.done_path)?;
         write!(file, "{}", self.done)?;
@@ -130,6 +157,79 @@ mod tests {
         let mut queue = Queue::open(directory.path(), "pager").expect("a queue");
         queue.push("four".to_owned()).expect("there is room");
         assert_eq!(rest(&mut queue), ["one", "two", "four"]);
+    }
+
+    /// Runs the test of this name in a process of its own, where no file grows beyond so many blocks of 512 bytes.
+    fn with_small_files(test: &str, blocks: u32) {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact \"$1\"");
+        let program = std::env::current_exe().expect("this program");
+        let test = format!("daemon::hooks::queue::tests::{test}");
+        let mut shell = std::process::Command::new("/bin/sh");
+        let ran = shell.arg("-c").arg(script).arg(program).arg(test).env(SMALL_FILES, "1").output().expect("a shell");
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    }
+
+    const SMALL_FILES: &str = "EBB_TEST_SMALL_FILES";
+
+    #[test]
+    fn a_write_that_fails_halfway_leaves_the_journal_as_it_was() {
+        if std::env::var_os(SMALL_FILES).is_none() {
+            with_small_files("a_write_that_fails_halfway_leaves_the_journal_as_it_was", 8);
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Queue::open(directory.path(), "pager").expect("a queue");
+        let mut queue = open();
+        let long = "l".repeat(1_000);
+        let accepted = (0..8).filter(|_| queue.push(long.clone()).is_ok()).count();
+        assert!((1..8).contains(&accepted), "{accepted} lines: the limit is in force");
+        queue.push("short".to_owned()).expect("there is room for that");
+        drop(queue);
+        let mut wanted = vec![long; accepted];
+        wanted.push("short".to_owned());
+        assert_eq!(rest(&mut open()), wanted);
+    }
+
+    #[test]
+    fn what_could_not_be_taken_back_at_once_is_before_the_next_line() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Queue::open(directory.path(), "pager").expect("a queue");
+        let mut queue = open();
+        queue.push("one".to_owned()).expect("there is room");
+        queue.journal.write_all(b"{\"half\":").expect("written");
+        queue.torn = true;
+        queue.push("two".to_owned()).expect("there is room");
+        drop(queue);
+        assert_eq!(rest(&mut open()), ["one", "two"]);
+    }
+
+    #[test]
+    fn no_note_of_an_emptied_journal_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Queue::open(directory.path(), "pager").expect("a queue");
+        let mut queue = open();
+        for line in ["one", "two"] {
+            queue.push(line.to_owned()).expect("there is room");
+        }
+        queue.pop().expect("the disk works");
+        // No new note can be made from here on.
+        fs::create_dir(directory.path().join("pager.done.new")).expect("made");
+        queue.pop().expect("that needs no note");
+        for line in ["three", "four"] {
+            queue.push(line.to_owned()).expect("there is room");
+        }
+        drop(queue);
+        fs::remove_dir(directory.path().join("pager.done.new")).expect("removed");
+        assert_eq!(rest(&mut open()), ["three", "four"]);
+    }
+
+    #[test]
+    fn a_note_within_a_line_means_the_beginning() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(path(directory.path(), "pager"), "one\ntwo\n").expect("written");
+        fs::write(directory.path().join("pager.done"), "5").expect("written");
+        assert_eq!(rest(&mut Queue::open(directory.path(), "pager").expect("a queue")), ["one", "two"]);
     }
 
     #[test]
