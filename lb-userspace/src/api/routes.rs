@@ -417,7 +417,8 @@ async fn list_events(
         return Ok(events::follow(engine, after).await?.into_response());
     }
     let happened = engine.events(after).await?.backlog;
-    let events = happened.iter().map(|event| (**event).clone()).collect();
+    let missed = happened.first().and_then(|first| events::missed(after, first));
+    let events = missed.into_iter().chain(happened.iter().map(|event| (**event).clone())).collect();
     Ok(Answer(Events { events }).into_response())
 }
 

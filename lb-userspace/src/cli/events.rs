@@ -114,6 +114,7 @@ fn kind(kind: EventKind) -> &'static str {
         EventKind::InterfaceGone => "interface_gone",
         EventKind::InterfaceBack => "interface_back",
         EventKind::InterfaceState => "interface_state",
+        EventKind::EventsMissed => "events_missed",
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
         self,
         file::{self, File},
     },
+    control::model::Event,
     daemon::{
         Engine, EngineOptions, Handle, NextHopUpdate,
         clock::SystemClock,
@@ -56,6 +57,9 @@ pub(super) fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?.block_on(Daemon::serve(prepared))
 }
+
+/// All that happens, for the hooks.
+type Events = mpsc::UnboundedReceiver<Arc<Event>>;
 
 /// What runs.
 struct Daemon {
@@ -111,6 +115,7 @@ impl Daemon {
             .map_err(|error| Failure::failed(format!("cannot see the host's interfaces over netlink: {error}")))?;
         let flow_log = settings.flow_log.clone().map(open_flow_log).transpose()?;
         let reopen = flow_log.as_ref().map(FlowLog::reopener);
+        let (hooks, events) = (!settings.hooks.is_empty()).then(mpsc::unbounded_channel).unzip();
         let (engine, handle) = Engine::start(EngineOptions {
             datapath: Box::new(datapath),
             resolver: Box::new(resolver),
@@ -119,6 +124,7 @@ impl Daemon {
             store,
             clock: Arc::new(clock),
             flow_log,
+            hooks,
         })
         .map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
@@ -129,7 +135,7 @@ impl Daemon {
         };
         let config = file.map(|(file, path)| (path, file.daemon));
         let answering =
-            applied.and_then(|()| Self::begin(settings, socket, doors, handle.clone(), stop.clone(), stopped));
+            applied.and_then(|()| Self::begin(settings, socket, doors, handle.clone(), events, stop.clone(), stopped));
         match answering {
             Ok(answering) => Ok(Self { handle, engine, answering, stop, reopen, config }),
             Err(failure) => {
@@ -146,6 +152,7 @@ impl Daemon {
         socket: Aside,
         doors: Doors,
         handle: Handle,
+        events: Option<Events>,
         stop: watch::Sender<bool>,
         stopped: watch::Receiver<bool>,
     ) -> Result<Answering, Failure> {
@@ -153,8 +160,7 @@ impl Daemon {
             tokio::spawn(metrics::serve(listener.open()?, handle.clone(), wait_for(stopped.clone())));
         }
         tokio::spawn(health::run(handle.clone(), Arc::new(health::NetworkProber), wait_for(stopped.clone())));
-        let tell = || tokio::spawn(tell_hooks(handle.clone(), settings.clone()));
-        let hooks = (!settings.hooks.is_empty()).then(tell);
+        let hooks = events.map(|events| tokio::spawn(tell_hooks(events, settings.clone())));
         let info = DaemonInfo::of_this(&settings.datapath.pin_path, &settings.state_dir);
         let of_daemon = api::daemon_router(info, stop);
         if let Some(listener) = doors.page {
@@ -279,9 +285,9 @@ fn open_flow_log(spec: FlowLogSpec) -> Result<FlowLog, Failure> {
     })
 }
 
-async fn tell_hooks(handle: Handle, settings: Settings) {
+async fn tell_hooks(events: Events, settings: Settings) {
     let directory = settings.state_dir.join("hooks");
-    if let Err(error) = hooks::run(handle, settings.hooks, &directory).await {
+    if let Err(error) = hooks::run(events, settings.hooks, &directory).await {
         tracing::error!("hooks are told nothing: cannot keep their queues in {}: {error}", directory.display());
     }
 }

@@ -682,6 +682,8 @@ pub enum EventKind {
     InterfaceBack,
     /// An interface went up or down.
     InterfaceState,
+    /// Stands for events up to its id that are no longer remembered; `reason` says how many. Only readers of events see it.
+    EventsMissed,
 }
 
 /// `3` or `"25%"` on the wire.

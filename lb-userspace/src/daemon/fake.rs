@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{Engine, EngineOptions, Handle, NextHopUpdate, Resolver, clock::Clock, store::Store};
 use crate::{
-    control::state::Now,
+    control::{model::Event, state::Now},
     datapath::{
         Adopted, AdoptedBackend, BackendConfig, BackendCounters, BackendFlows, BackendSlot, BackendState, Counters,
         CutPolicy, CutReport, Datapath, DatapathError, EndedFlow, FlowFilter, FlowRecord, FlowState, FlowTotals,
@@ -135,7 +135,7 @@ impl FakeDatapath {
 
 impl Datapath for FakeDatapath {
     fn limits(&self) -> Limits {
-        Limits { services: 64, backends: 1_024 }
+        Limits { services: 64, backends: 4_096 }
     }
 
     fn adopted(&mut self) -> Result<Adopted, DatapathError> {
@@ -457,6 +457,7 @@ pub(crate) struct Rig {
     pub(crate) directory: Arc<tempfile::TempDir>,
     pub(crate) next_hops: mpsc::Sender<NextHopUpdate>,
     pub(crate) host: watch::Sender<Arc<Host>>,
+    events: Option<mpsc::UnboundedReceiver<Arc<Event>>>,
     task: tokio::task::JoinHandle<()>,
     stop: tokio::sync::oneshot::Sender<()>,
 }
@@ -484,8 +485,9 @@ impl Rig {
         directory: Arc<tempfile::TempDir>,
         silent: BTreeSet<IpAddr>,
     ) -> Option<Self> {
-        let (updates, next_hops) = mpsc::channel(1_024);
+        let (updates, next_hops) = mpsc::channel(4_096);
         let (host, watched) = watch::channel(Arc::default());
+        let (hooks, events) = mpsc::unbounded_channel();
         let options = EngineOptions {
             datapath: Box::new(datapath.clone()),
             resolver: Box::new(FakeResolver { updates: updates.clone(), silent }),
@@ -494,6 +496,7 @@ impl Rig {
             store: Store::open(directory.path()).expect("a store"),
             clock: clock.clone(),
             flow_log: None,
+            hooks: Some(hooks),
         };
         let (engine, handle) = Engine::start(options).ok()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -501,7 +504,12 @@ impl Rig {
             // A dropped sender stops the engine as well.
             let _ = stopped.await;
         }));
-        Some(Self { handle, datapath, clock, directory, next_hops: updates, host, task, stop })
+        Some(Self { handle, datapath, clock, directory, next_hops: updates, host, events: Some(events), task, stop })
+    }
+
+    /// What hooks are told. To be had once.
+    pub(crate) fn events(&mut self) -> mpsc::UnboundedReceiver<Arc<Event>> {
+        self.events.take().expect("not taken yet")
     }
 
     /// As `kill -9` does: what is not on disk is lost. The datapath goes on.

@@ -575,7 +575,7 @@ impl Balancer {
             self.service_slots.free(u32::from(service.slot.0), now.mono_ns);
             self.dirty.remove(&service.slot);
             self.work.push(Work::Clear(service.slot));
-            self.events.retain(|event| event.service.as_deref() != Some(name));
+            self.forget_events(|event| event.service.as_deref() == Some(name));
         }
     }
 
@@ -587,8 +587,20 @@ impl Balancer {
             self.dirty.insert(self.services[at].slot);
             self.backend_slots.free(entry.slot.0, now.mono_ns);
             self.work.push(Work::Retire(entry.slot, entry.generation));
-            self.events.retain(|event| event.backend.as_deref() != Some(name));
+            self.forget_events(|event| {
+                event.service.as_deref() == Some(service) && event.backend.as_deref() == Some(name)
+            });
         }
+    }
+
+    /// Takes back events that nobody has been told of. Those that follow move up: a gap between ids means events that were lost.
+    fn forget_events(&mut self, which: impl Fn(&model::Event) -> bool) {
+        let told = self.next_event - self.events.len() as u64;
+        self.events.retain(|event| !which(event));
+        for (event, id) in self.events.iter_mut().zip(told + 1..) {
+            event.id = id;
+        }
+        self.next_event = told + self.events.len() as u64;
     }
 
     /// Has the whole of everything written again.

@@ -65,7 +65,7 @@ const LAZY_SAVE: Duration = Duration::from_millis(200);
 const ROUTINE_SAVE: Duration = Duration::from_mins(1);
 /// After a failure of the datapath or the disk.
 const RETRY: Duration = Duration::from_millis(500);
-/// Events kept for those who come late.
+/// Events kept for those who come late or lag. One step may have more: who is told by id sees the gap.
 const EVENT_BACKLOG: usize = 10_000;
 /// Events a slow subscriber may lag behind.
 const EVENT_LAG: usize = 4_096;
@@ -90,6 +90,9 @@ pub struct EngineOptions {
     pub clock: Arc<dyn Clock>,
     /// Where flows that are over are told, if anywhere.
     pub flow_log: Option<FlowLog>,
+    /// Who is told all that happens, from the start on and leaving nothing out, if anybody. Without a bound, since the engine waits
+    /// for nobody: the hooks only write it to their queues, which have one.
+    pub hooks: Option<mpsc::UnboundedSender<Arc<Event>>>,
 }
 
 /// Why the engine could not start.
@@ -133,6 +136,7 @@ pub struct Engine {
     targets: watch::Sender<Arc<Vec<CheckTarget>>>,
     waiters: Vec<Waiter>,
     flow_log: Option<FlowLog>,
+    hooks: Option<mpsc::UnboundedSender<Arc<Event>>>,
 }
 
 /// What the datapath has been told.
@@ -185,6 +189,7 @@ impl Engine {
             targets,
             waiters: Vec::new(),
             flow_log: options.flow_log,
+            hooks: options.hooks,
         };
         if let Some(log) = &engine.flow_log {
             engine.datapath.log_flows(log.sample());
@@ -418,6 +423,10 @@ impl Engine {
         });
         for event in events {
             let event = Arc::new(event);
+            if let Some(hooks) = &self.hooks {
+                // They end before the engine only when their queues cannot be kept, which they say.
+                let _ = hooks.send(event.clone());
+            }
             if self.events.len() == EVENT_BACKLOG {
                 self.events.pop_front();
             }

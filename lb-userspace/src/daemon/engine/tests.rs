@@ -829,7 +829,7 @@ async fn a_file_of_which_one_thing_cannot_be_taken_changes_nothing() {
     let mut twin = service();
     "twin".clone_into(&mut twin.name);
     let first = || WantedService { service: slow.clone(), backends: vec![backend(2), backend(9)] };
-    let many = (0..2_000).map(|number| BackendSpec {
+    let many = (0..5_000).map(|number| BackendSpec {
         name: format!("m{number}"),
         address: format!("10.1.{}.{}", number / 250, number % 250).parse().expect("an address"),
         ..backend(1)
@@ -952,6 +952,25 @@ async fn vips_that_the_host_uses_too_are_published_as_such_and_followed() {
     rig.host.send_replace(Arc::default());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(rig.kernel().own.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_addition_that_is_taken_back_leaves_no_gap_between_ids() {
+    let rig = three().await;
+    let mut api = service();
+    "api".clone_into(&mut api.name);
+    api.vip = "10.0.0.101:80/tcp".parse().expect("a VIP");
+    rig.kernel().failing.insert("put_service");
+    rig.handle.add_service(api.clone()).await.expect_err("it cannot be put into force");
+    rig.kernel().failing.clear();
+    rig.handle.add_service(api).await.expect("added");
+    rig.kernel().failing.insert("put_backend");
+    rig.handle.add_backend("api", backend(1)).await.expect_err("it cannot be put into force");
+    rig.kernel().failing.clear();
+    rig.handle.drain("web", "web-1", timeout(9)).await.expect("a drain");
+    let events = rig.handle.events(0).await.expect("events").backlog;
+    assert!(events.iter().any(|event| event.kind == EventKind::DrainStarted));
+    assert!(events.iter().map(|event| event.id).eq(1..=events.len() as u64));
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,10 +18,14 @@ use http_body_util::Full;
 use hyper::{Request, Uri, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, sync::Notify, task::JoinSet};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, mpsc},
+    task::JoinSet,
+};
 
 use self::queue::Queue;
-use super::{command, handle::Handle, health::http};
+use super::{command, health::http};
 use crate::control::{
     Error,
     duration::{self, Seconds},
@@ -114,9 +118,13 @@ struct Notification<'a> {
     outcome: Option<Outcome>,
 }
 
-/// Tells hooks until the engine has ended and all that it told is queued. What has not been delivered by then is in `directory` for
+/// Tells hooks of `events` until the engine has ended and all that it told is queued. What has not been delivered by then is in `directory` for
 /// the next start.
-pub async fn run(handle: Handle, hooks: Vec<HookSpec>, directory: &Path) -> io::Result<()> {
+pub async fn run(
+    mut events: mpsc::UnboundedReceiver<Arc<Event>>,
+    hooks: Vec<HookSpec>,
+    directory: &Path,
+) -> io::Result<()> {
     let open = |spec: HookSpec| {
         let queue = Mutex::new(Queue::open(directory, &spec.name)?);
         Ok(Arc::new(Hook { spec, queue, news: Notify::new() }))
@@ -126,7 +134,9 @@ pub async fn run(handle: Handle, hooks: Vec<HookSpec>, directory: &Path) -> io::
     for hook in &hooks {
         deliveries.spawn(deliver_for_ever(hook.clone()));
     }
-    collect(&handle, &hooks).await;
+    while let Some(event) = events.recv().await {
+        enqueue(&hooks, &event).await;
+    }
     Ok(())
 }
 
@@ -151,29 +161,7 @@ impl Hook {
     }
 }
 
-/// Puts into the queues what happens, until the engine ends.
-async fn collect(handle: &Handle, hooks: &[Arc<Hook>]) {
-    // All events that the engine remembers are of this run: what came before is in the queues.
-    let mut seen = 0;
-    while let Ok(mut stream) = handle.events(seen).await {
-        for event in std::mem::take(&mut stream.backlog) {
-            seen = event.id;
-            enqueue(hooks, &event).await;
-        }
-        loop {
-            match stream.live.recv().await {
-                Ok(event) => {
-                    seen = event.id;
-                    enqueue(hooks, &event).await;
-                }
-                // The engine remembers more than a subscriber is given.
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => break,
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-            }
-        }
-    }
-}
-
+/// Puts an event into the queues.
 async fn enqueue(hooks: &[Arc<Hook>], event: &Event) {
     for hook in hooks.iter().filter(|hook| hook.spec.wants(event)) {
         let outcome = event.last_drain.as_ref().map(|last| last.outcome);

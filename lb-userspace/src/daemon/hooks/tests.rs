@@ -21,9 +21,12 @@ fn shell(script: &str) -> HookSpec {
     spec(&serde_json::json!({ "command": ["/bin/sh", "-c", script], "retries": 1 }))
 }
 
+type Events = mpsc::UnboundedReceiver<Arc<Event>>;
+
 /// A service with one backend that has been drained: five things to tell.
-async fn drained() -> Rig {
-    let rig = Rig::new();
+async fn drained() -> (Rig, Events) {
+    let mut rig = Rig::new();
+    let events = rig.events();
     let service = serde_json::json!({ "name": "web", "vip": "10.0.0.100:80/tcp" });
     rig.handle.add_service(serde_json::from_value(service).expect("a service")).await.expect("added");
     let backend = serde_json::json!({ "name": "b", "address": "10.0.0.11" });
@@ -32,7 +35,7 @@ async fn drained() -> Rig {
     let force = serde_json::from_value(serde_json::json!({ "force": true })).expect("a request");
     rig.handle.drain("web", "b", force).await.expect("it drains");
     rig.handle.wait("web", "b", WaitFor::Drained, None).await.expect("it ends");
-    rig
+    (rig, events)
 }
 
 async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
@@ -64,12 +67,12 @@ const STORY: [&str; 5] = [
 
 #[tokio::test]
 async fn a_command_is_told_everything_in_order_though_its_first_attempt_fails() {
-    let rig = drained().await;
+    let (rig, events) = drained().await;
     let file = rig.directory.path().join("told");
     let once = rig.directory.path().join("once");
     let script = format!("test -e {1} || {{ touch {1}; exit 1; }}; cat >> {0}", file.display(), once.display());
     let directory = rig.directory.path().join("hooks");
-    let running = run(rig.handle.clone(), vec![shell(&script)], &directory);
+    let running = run(events, vec![shell(&script)], &directory);
     let looking = until(|| Some(told(&file)).filter(|told| told.len() == STORY.len()));
     let story = tokio::select! { seen = looking => seen, _ = running => panic!("hooks do not end") };
     assert_eq!(kinds(&story), STORY);
@@ -80,7 +83,7 @@ async fn a_command_is_told_everything_in_order_though_its_first_attempt_fails() 
 
 #[tokio::test]
 async fn what_a_hook_was_not_told_it_is_told_after_a_restart() {
-    let rig = drained().await;
+    let (rig, events) = drained().await;
     let file = rig.directory.path().join("told");
     let directory = rig.directory.path().join("hooks");
     let hung = shell("sleep 1000");
@@ -88,11 +91,11 @@ async fn what_a_hook_was_not_told_it_is_told_after_a_restart() {
         let journal = fs::read_to_string(directory.join("pager.journal")).unwrap_or_default();
         (journal.lines().count() == STORY.len()).then_some(())
     });
-    let running = run(rig.handle.clone(), vec![hung], &directory);
+    let running = run(events, vec![hung], &directory);
     tokio::select! { () = looking => {}, _ = running => panic!("hooks do not end") };
 
-    let next = Rig::new();
-    let running = run(next.handle.clone(), vec![shell(&format!("cat >> {}", file.display()))], &directory);
+    let mut next = Rig::new();
+    let running = run(next.events(), vec![shell(&format!("cat >> {}", file.display()))], &directory);
     let looking = until(|| Some(told(&file)).filter(|told| told.len() == STORY.len()));
     let story = tokio::select! { seen = looking => seen, _ = running => panic!("hooks do not end") };
     assert_eq!(kinds(&story), STORY);
@@ -100,13 +103,13 @@ async fn what_a_hook_was_not_told_it_is_told_after_a_restart() {
 
 #[tokio::test]
 async fn what_happens_up_to_the_stop_is_queued() {
-    let rig = drained().await;
+    let (rig, events) = drained().await;
     let directory = rig.directory.path().join("hooks");
     let journal = directory.join("pager.journal");
     let lines = move || fs::read_to_string(&journal).unwrap_or_default().lines().count();
     let running = {
-        let (handle, directory) = (rig.handle.clone(), directory.clone());
-        tokio::spawn(async move { run(handle, vec![shell("sleep 1000")], &directory).await })
+        let directory = directory.clone();
+        tokio::spawn(async move { run(events, vec![shell("sleep 1000")], &directory).await })
     };
     until(|| (lines() == STORY.len()).then_some(())).await;
     for _ in 0..10 {
@@ -187,4 +190,39 @@ fn services_and_kinds_are_chosen() {
     assert!(spec.wants(&event("web", "drain_ended")));
     assert!(!spec.wants(&event("dns", "drain_ended")));
     assert!(!spec.wants(&event("web", "service_changed")));
+}
+
+#[tokio::test]
+async fn a_hook_is_told_all_of_a_step_that_is_longer_than_what_the_engine_remembers() {
+    const SERVICES: usize = 42;
+    const BACKENDS: usize = 50;
+    let mut rig = Rig::new();
+    let mut events = rig.events();
+    let (sender, to_hook) = mpsc::unbounded_channel();
+    let service = |of: usize| {
+        let backend = |number: usize| serde_json::json!({ "name": format!("b{number}"), "address": format!("10.1.{of}.{}", 1 + number) });
+        let service = serde_json::json!({ "name": format!("s{of}"), "vip": format!("10.0.0.{}:80/tcp", 100 + of) });
+        serde_json::json!({ "service": service, "backends": (0..BACKENDS).map(backend).collect::<Vec<_>>() })
+    };
+    let wanted = (0..SERVICES).map(|of| serde_json::from_value(service(of)).expect("a service")).collect();
+    rig.handle.apply(wanted, false).await.expect("applied");
+    rig.handle.apply(Vec::new(), false).await.expect("removed");
+    let (mut last, mut removed) = (0, 0);
+    while removed < SERVICES {
+        let event = events.recv().await.expect("the engine runs");
+        assert_eq!(event.id, last + 1, "none is missing");
+        last = event.id;
+        removed += usize::from(event.kind == EventKind::ServiceRemoved);
+        sender.send(event).expect("the hook listens");
+    }
+    let remembered = rig.handle.events(0).await.expect("events").backlog;
+    assert!(remembered.len() == 10_000 && remembered[0].id > 1, "{last} events are more than it remembers");
+
+    let directory = rig.directory.path().join("hooks");
+    let drains = HookSpec { events: vec![EventKind::DrainStarted], ..shell("sleep 1000") };
+    drop(sender);
+    run(to_hook, vec![drains], &directory).await.expect("the queue is kept");
+    let told = told(&directory.join("pager.journal"));
+    assert_eq!(told.len(), SERVICES * BACKENDS);
+    assert!(told.is_sorted_by_key(|told| told["id"].as_u64()));
 }
