@@ -52,6 +52,8 @@ impl EbpfDatapath {
             let attached = sys::link_info(fd.as_fd()).is_ok_and(|info| info.ifindex == attachment.info.ifindex);
             match links.iter().find(|link| link.index == attachment.info.ifindex) {
                 Some(link) if attached => return self.look_at(attachment, link, tell),
+                // The list has left it out: it is there, and so is the program.
+                None if attached && sys::has_interface(attachment.info.ifindex) => return,
                 // `ebb unload` has taken it off, and its pin with it.
                 _ if !self.pins.of_link(attachment.info.ifindex).exists() => return,
                 _ => self.part_with(attachment, tell),

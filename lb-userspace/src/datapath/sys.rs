@@ -304,6 +304,15 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo { prog_id: raw.prog_id, ifindex: raw.xdp_ifindex })
 }
 
+/// Whether the calling thread's network namespace has this interface; an interface keeps its program when it goes to another one.
+/// When the kernel cannot be asked, it has.
+pub(crate) fn has_interface(ifindex: u32) -> bool {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call asks for.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    !found.is_null() || !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::ENXIO | libc::ENODEV))
+}
+
 /// The beginning of `struct bpf_prog_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -9,12 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::ip;
+use crate::common::{Peer, ip};
 use ebb_tests::patient;
 use lb_userspace::{
     datapath::{
-        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, FlowFilter, Forward, Mode,
-        Named, NextHop, OpenError, Options, RingSlot, ServiceConfig, ServiceSlot, clock, unload,
+        BackendConfig, BackendSlot, BackendState, CutPolicy, Datapath as _, EbpfDatapath, FlowFilter, Forward,
+        InterfaceChange, InterfaceNews, Mode, Named, NextHop, OpenError, Options, RingSlot, ServiceConfig, ServiceSlot,
+        clock, unload,
     },
     net::links,
 };
@@ -122,6 +123,32 @@ fn a_restart_adopts_rows_and_rings_and_replaces_the_program() {
         let unloaded = unload(&pins, &[]).unwrap();
         assert_eq!(unloaded.interfaces, ["ebb0"]);
         assert!(unloaded.maps && xdp_of("ebb0").is_none() && !pins.exists());
+    });
+}
+
+#[test]
+fn an_interface_that_a_list_leaves_out_keeps_the_program_and_one_that_is_gone_does_not() {
+    in_namespace("follow", |pins| {
+        let mut datapath = EbpfDatapath::open(&options(&pins)).unwrap();
+        let program = xdp_of("ebb0");
+        assert!(program.is_some());
+        assert_eq!(datapath.follow_links(&[]), []);
+        assert_eq!(xdp_of("ebb0"), program, "it is there");
+        assert_eq!(datapath.follow_links(&links::list().unwrap()), []);
+
+        ip("link del ebb0");
+        let gone = datapath.follow_links(&links::list().unwrap());
+        assert_eq!(gone, [InterfaceChange { interface: "ebb0".into(), news: InterfaceNews::Gone }]);
+    });
+}
+
+#[test]
+fn one_that_went_to_another_namespace_is_gone() {
+    in_namespace("moved", |pins| {
+        let mut datapath = EbpfDatapath::open(&options(&pins)).unwrap();
+        let _peer = Peer::with("ebb0");
+        let gone = datapath.follow_links(&links::list().unwrap());
+        assert_eq!(gone, [InterfaceChange { interface: "ebb0".into(), news: InterfaceNews::Gone }]);
     });
 }
 
