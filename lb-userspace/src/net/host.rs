@@ -2,14 +2,17 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_route::address::{AddressAttribute, AddressMessage},
 };
 use tokio::sync::watch;
 
-use super::links::Link;
+use super::{
+    links::Link,
+    request::{self, RequestError},
+};
 
 /// Changes come in bursts: everything is looked at once for those of so long.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -32,9 +35,9 @@ pub struct Host {
 
 /// Follows the host in a task of its own, which ends when nobody looks any more. The first look is over when this returns.
 pub async fn follow() -> io::Result<watch::Receiver<Arc<Host>>> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let (connection, handle) = request::connect()?;
     let connection = tokio::spawn(connection);
-    let first = look(&handle).await.map_err(io::Error::other);
+    let first = look(&handle).await;
     connection.abort();
     let (sender, receiver) = watch::channel(Arc::new(first?));
     tokio::spawn(async move {
@@ -57,13 +60,13 @@ async fn keep_looking(sender: &watch::Sender<Arc<Host>>) {
 
 /// Looks whenever something has changed, until a socket fails.
 async fn look_at_changes(sender: &watch::Sender<Arc<Host>>) -> io::Result<()> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let (connection, handle) = request::connect()?;
     let (events, _, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(connection);
     tasks.spawn(events);
     loop {
-        let found = Arc::new(look(&handle).await.map_err(io::Error::other)?);
+        let found = Arc::new(look(&handle).await?);
         sender.send_if_modified(|known| {
             let changed = *known != found;
             *known = found;
@@ -79,10 +82,13 @@ async fn look_at_changes(sender: &watch::Sender<Arc<Host>>) -> io::Result<()> {
     }
 }
 
-async fn look(handle: &Handle) -> Result<Host, rtnetlink::Error> {
-    let links = handle.link().get().execute().map_ok(|link| Link::from_message(&link)).try_collect().await?;
-    let messages: Vec<AddressMessage> = handle.address().get().execute().try_collect().await?;
-    Ok(Host { links, addresses: messages.iter().filter_map(own_address).collect() })
+async fn look(handle: &Handle) -> Result<Host, RequestError> {
+    let links = request::list(|| handle.link().get().execute()).await?;
+    let addresses = request::list(|| handle.address().get().execute()).await?;
+    Ok(Host {
+        links: links.iter().map(Link::from_message).collect(),
+        addresses: addresses.iter().filter_map(own_address).collect(),
+    })
 }
 
 /// On a point-to-point interface `Address` is the other end's, and `Local` is ours (if_addr.h).

@@ -2,6 +2,7 @@
 
 pub mod host;
 pub mod links;
+mod request;
 mod resolver;
 mod table;
 mod tunnels;

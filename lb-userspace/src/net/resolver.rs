@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, io, net::IpAddr, time::Duration};
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     links::Link,
+    request::{self, RequestError},
     table::{Action, Neighbour, Route, Table},
     tunnels::Tunnels,
 };
@@ -38,6 +39,19 @@ const SETTLE: Duration = Duration::from_millis(100);
 const NARROWED: Duration = Duration::from_millis(500);
 /// Pause before new sockets after the old ones failed.
 const RECONNECT: Duration = Duration::from_secs(1);
+
+/// What the kernel answers where it would not send: nothing leads there, or a route of kind `unreachable` (`EHOSTUNREACH`),
+/// `prohibit` (`EACCES`), `blackhole` (`EINVAL`) or `throw` (`EAGAIN`) does (`fib_props` in net/ipv4/fib_semantics.c,
+/// `ip6_rt_type_to_error` in net/ipv6/route.c); or it does not speak that family.
+const NO_ROUTE: [i32; 7] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EACCES,
+    libc::EINVAL,
+    libc::EAGAIN,
+    libc::EOPNOTSUPP,
+    libc::EAFNOSUPPORT,
+];
 
 /// What is followed.
 const GROUPS: [MulticastGroup; 8] = [
@@ -68,7 +82,15 @@ impl NetlinkResolver {
     pub fn start(updates: mpsc::UnboundedSender<NextHopUpdate>) -> io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let sockets = Sockets::open()?;
-        let worker = Worker { table: Table::default(), updates, commands: receiver, sockets, tunnels: Tunnels::open() };
+        let worker = Worker {
+            table: Table::default(),
+            updates,
+            commands: receiver,
+            sockets,
+            tunnels: Tunnels::open(),
+            settled: None,
+            failed: false,
+        };
         tokio::spawn(worker.run());
         Ok(Self { commands })
     }
@@ -91,12 +113,14 @@ type Messages = futures_util::stream::BoxStream<'static, NetlinkMessage<RouteNet
 struct Sockets {
     handle: Handle,
     messages: Messages,
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    tasks: Tasks,
 }
+
+type Tasks = [tokio::task::JoinHandle<()>; 2];
 
 impl Sockets {
     fn open() -> io::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let (connection, handle) = request::connect()?;
         let (events, _, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
         let tasks = [tokio::spawn(connection), tokio::spawn(events)];
         Ok(Self { handle, messages: messages.map(|(message, _)| message).boxed(), tasks })
@@ -108,6 +132,15 @@ impl Drop for Sockets {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+/// Returns when one of them has ended, as it does when its socket fails.
+async fn one_ends([asking, told]: &mut Tasks) {
+    // Neither panics, and they are aborted only when nobody waits for them.
+    tokio::select! {
+        _ = asking => {}
+        _ = told => {}
     }
 }
 
@@ -125,6 +158,10 @@ struct Worker {
     commands: mpsc::UnboundedReceiver<Command>,
     sockets: Sockets,
     tunnels: Tunnels,
+    /// When routes are to be asked for anew.
+    settled: Option<Instant>,
+    /// A request was not answered: new sockets are needed.
+    failed: bool,
 }
 
 impl Worker {
@@ -133,13 +170,16 @@ impl Worker {
         let mut retry = interval(RETRY);
         refresh.set_missed_tick_behavior(MissedTickBehavior::Delay);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut settled: Option<Instant> = None;
         let mut todo = self.resync().await;
         loop {
             if self.carry_out(todo).await.is_break() {
                 return;
             }
-            let quiet = sleep_until(settled.unwrap_or_else(Instant::now));
+            if self.failed {
+                todo = self.reconnect().await;
+                continue;
+            }
+            let quiet = sleep_until(self.settled.unwrap_or_else(Instant::now));
             todo = tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Watch(address)) => self.table.watch(address),
@@ -148,13 +188,14 @@ impl Worker {
                 },
                 message = self.sockets.messages.next() => match message.map(|m| self.event(m)) {
                     Some(Event::Actions(actions)) => actions,
-                    Some(Event::RoutesChanged) => { settled = Some(Instant::now() + SETTLE); Vec::new() }
+                    Some(Event::RoutesChanged) => { self.settled = Some(Instant::now() + SETTLE); Vec::new() }
                     Some(Event::Lost) => self.resync().await,
                     None => self.reconnect().await,
                 },
+                () = one_ends(&mut self.sockets.tasks) => self.reconnect().await,
                 // The path to a tunnel's end is narrow: the route says so from now on.
-                () = self.tunnels.told() => { settled.get_or_insert(Instant::now() + NARROWED); Vec::new() }
-                () = quiet, if settled.is_some() => { settled = None; self.table.routes_changed() }
+                () = self.tunnels.told() => { self.settled.get_or_insert(Instant::now() + NARROWED); Vec::new() }
+                () = quiet, if self.settled.is_some() => { self.settled = None; self.table.routes_changed() }
                 _ = retry.tick() => self.table.retry(),
                 // A look at everything, in case an event was missed in a way that nobody told.
                 _ = refresh.tick() => { let mut all = self.resync().await; all.extend(self.table.refresh()); all }
@@ -167,11 +208,21 @@ impl Worker {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             match action {
-                Action::FindRoute(address) => {
-                    let route = find_route(&self.sockets.handle, address).await;
-                    queue.extend(self.table.route(address, route));
+                // All is asked anew by the next socket.
+                Action::FindRoute(_) | Action::Probe { .. } if self.failed => {}
+                Action::FindRoute(address) => match find_route(&self.sockets.handle, address).await {
+                    Ok(route) => queue.extend(self.table.route(address, route)),
+                    // What is known stands.
+                    Err(error) => {
+                        self.note(&error, &format_args!("the route to {address}"));
+                        self.settled.get_or_insert(Instant::now() + RETRY);
+                    }
+                },
+                Action::Probe { ifindex, address } => {
+                    if let Err(error) = probe(&self.sockets.handle, ifindex, address).await {
+                        self.note(&error, &format_args!("{address} on interface {ifindex}"));
+                    }
                 }
-                Action::Probe { ifindex, address } => probe(&self.sockets.handle, ifindex, address).await,
                 Action::Tell(update) => {
                     if let Some(hop) = update.next_hop {
                         tracing::debug!("{} is reached by {hop:?}", update.address);
@@ -185,6 +236,16 @@ impl Worker {
             }
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Says that a request failed.
+    fn note(&mut self, error: &RequestError, what: &dyn std::fmt::Display) {
+        if error.is_of_socket() {
+            self.failed = true;
+            tracing::warn!("cannot ask for {what} over netlink: {error}; trying another socket");
+        } else {
+            tracing::debug!("cannot ask for {what} over netlink: {error}");
+        }
     }
 
     fn event(&mut self, message: NetlinkMessage<RouteNetlinkMessage>) -> Event {
@@ -222,6 +283,7 @@ impl Worker {
         match everything(&self.sockets.handle).await {
             Ok((links, neighbours)) => self.table.resync(links, neighbours),
             Err(error) => {
+                self.failed |= error.is_of_socket();
                 tracing::warn!("cannot read interfaces and neighbours over netlink: {error}");
                 Vec::new()
             }
@@ -230,25 +292,27 @@ impl Worker {
 
     async fn reconnect(&mut self) -> Vec<Action> {
         loop {
+            tokio::time::sleep(RECONNECT).await;
             match Sockets::open() {
                 Ok(sockets) => {
                     self.sockets = sockets;
+                    self.failed = false;
                     return self.resync().await;
                 }
                 Err(error) => tracing::warn!("netlink is not to be had ({error}): next hops are not followed"),
             }
-            tokio::time::sleep(RECONNECT).await;
         }
     }
 }
 
 type Everything = (Vec<Link>, Vec<((u32, IpAddr), Neighbour)>);
 
-async fn everything(handle: &Handle) -> Result<Everything, rtnetlink::Error> {
-    let links = handle.link().get().execute().map_ok(|link| Link::from_message(&link)).try_collect().await?;
-    let messages: Vec<NeighbourMessage> = handle.neighbours().get().execute().try_collect().await?;
+async fn everything(handle: &Handle) -> Result<Everything, RequestError> {
+    let links = request::list(|| handle.link().get().execute()).await?;
+    let messages = request::list(|| handle.neighbours().get().execute()).await?;
     let known = messages.iter().filter_map(neighbour);
-    Ok((links, known.filter_map(|(ifindex, address, state)| Some(((ifindex, address), state?))).collect()))
+    let neighbours = known.filter_map(|(ifindex, address, state)| Some(((ifindex, address), state?))).collect();
+    Ok((links.iter().map(Link::from_message).collect(), neighbours))
 }
 
 /// The neighbour in a message; the state is `None` where the kernel knows no more than its name.
@@ -275,17 +339,18 @@ fn neighbour(message: &NeighbourMessage) -> Option<(u32, IpAddr, Option<Neighbou
     Some((message.header.ifindex, address?, state))
 }
 
-/// Asks the kernel how it would send to an address, rules and all.
-async fn find_route(handle: &Handle, address: IpAddr) -> Option<Route> {
+/// Asks the kernel how it would send to an address, rules and all; `None` if it would not.
+async fn find_route(handle: &Handle, address: IpAddr) -> Result<Option<Route>, RequestError> {
     let bits = if address.is_ipv4() { 32 } else { 128 };
-    let request = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, bits).ok()?.build();
-    let answer = handle.route().get(request).execute().try_next().await;
-    match answer {
-        Ok(answer) => read_route(address, &answer?),
-        Err(error) => {
+    // The longest prefix is one of any address.
+    let Ok(request) = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, bits) else { return Ok(None) };
+    match request::one(handle.route().get(request.build()).execute()).await {
+        Ok(answer) => Ok(read_route(address, &answer)),
+        Err(error) if error.is(&NO_ROUTE) => {
             tracing::debug!("no route to {address}: {error}");
-            None
+            Ok(None)
         }
+        Err(error) => Err(error),
     }
 }
 
@@ -323,10 +388,72 @@ fn read_route(address: IpAddr, message: &RouteMessage) -> Option<Route> {
 
 /// Has the kernel resolve a neighbour, or confirm one that has gone stale, as if a packet were waiting for it
 /// (`NTF_USE`, see neigh_add in net/core/neighbour.c). The only traffic is the solicitation itself.
-async fn probe(handle: &Handle, ifindex: u32, address: IpAddr) {
+async fn probe(handle: &Handle, ifindex: u32, address: IpAddr) -> Result<(), RequestError> {
     let request = handle.neighbours().add(ifindex, address).replace();
-    let asked = request.state(NeighbourState::None).flags(NeighbourFlags::Use).execute().await;
-    if let Err(error) = asked {
-        tracing::debug!("cannot have {address} on interface {ifindex} resolved: {error}");
+    let asking = request.state(NeighbourState::None).flags(NeighbourFlags::Use).execute();
+    request::limited(async { Ok(asking.await?) }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker() -> (Worker, mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<NextHopUpdate>) {
+        let (updates, told) = mpsc::unbounded_channel();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let worker = Worker {
+            table: Table::default(),
+            updates,
+            commands: receiver,
+            sockets: Sockets::open().expect("sockets"),
+            tunnels: Tunnels::open(),
+            settled: None,
+            failed: false,
+        };
+        (worker, commands, told)
+    }
+
+    const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[tokio::test]
+    async fn a_dead_socket_says_nothing_about_routes() {
+        let (mut worker, _commands, mut told) = worker();
+        worker.sockets.tasks[0].abort();
+        one_ends(&mut worker.sockets.tasks).await;
+        let asked = worker.table.watch(LOOPBACK);
+        assert!(worker.carry_out(asked).await.is_continue());
+        assert!(worker.failed && told.try_recv().is_err(), "what is known stands");
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced() {
+        for (dead, watched_first) in [(0, false), (0, true), (1, true)] {
+            let (worker, commands, mut told) = worker();
+            let ending = worker.sockets.tasks[dead].abort_handle();
+            if watched_first {
+                commands.send(Command::Watch(LOOPBACK)).expect("it is read");
+            }
+            let running = tokio::spawn(worker.run());
+            if watched_first {
+                assert_eq!(told.recv().await.map(|update| update.next_hop), Some(None), "it is this host's own");
+            }
+            ending.abort();
+            let other = "127.0.0.2".parse().expect("an address");
+            commands.send(Command::Watch(other)).expect("it is read");
+            let found = tokio::time::timeout(Duration::from_secs(30), told.recv()).await.expect("it asks again");
+            assert_eq!(found, Some(NextHopUpdate { address: other, next_hop: None }));
+            running.abort();
+        }
+    }
+
+    #[test]
+    fn only_what_says_so_means_that_there_is_no_route() {
+        let error = |errno| RequestError::Refused(io::Error::from_raw_os_error(errno));
+        for errno in [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL] {
+            assert!(error(errno).is(&NO_ROUTE), "{errno}");
+        }
+        for errno in [libc::ENOMEM, libc::ENOBUFS, libc::EBUSY, libc::EINTR] {
+            assert!(!error(errno).is(&NO_ROUTE) && !error(errno).is_of_socket(), "{errno}");
+        }
     }
 }

@@ -98,6 +98,21 @@ fn an_address_behind_a_gateway_goes_by_it_and_follows_the_route() {
 }
 
 #[test]
+fn an_address_that_a_route_forbids_is_told_so() {
+    linked(async |_peer| {
+        let (sender, mut updates) = mpsc::unbounded_channel();
+        let mut resolver = NetlinkResolver::start(sender).unwrap();
+        for (number, kind) in ["unreachable", "prohibit", "blackhole", "throw"].into_iter().enumerate() {
+            for forbidden in [format!("192.0.2.{number}"), format!("2001:db8::{number}")] {
+                ip(&format!("route add {kind} {forbidden}"));
+                resolver.watch(address(&forbidden));
+                assert_eq!(update(&mut updates, &forbidden).await, None, "{kind} {forbidden}");
+            }
+        }
+    });
+}
+
+#[test]
 fn one_that_does_not_answer_is_told_and_found_when_it_appears() {
     linked(async |peer| {
         let (sender, mut updates) = mpsc::unbounded_channel();
