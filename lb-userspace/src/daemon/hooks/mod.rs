@@ -90,13 +90,13 @@ impl HookSpec {
         match (&self.command, &self.url) {
             (None, None) => invalid("give it a command or a url"),
             (Some(_), Some(_)) => invalid("give it a command or a url, not both: two hooks can do both"),
+            _ if self.timeout.0.is_zero() => invalid("the timeout is more than 0"),
             (Some(argv), None) if argv.is_empty() => invalid("the command is empty"),
             (None, Some(url)) => {
                 let filled = template::sample(url).and_then(|url| destination(&url));
                 filled.map(drop).or_else(|why| invalid(&why))
             }
-            _ if self.timeout.0.is_zero() => invalid("the timeout is more than 0"),
-            _ => Ok(()),
+            (Some(_), None) => Ok(()),
         }
     }
 
