@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     error::{ErrorBody, ErrorDocument},
-    extract::BODY_LIMIT,
+    extract::BodyLimit,
     transport::{Place, Server},
 };
 
@@ -45,8 +45,13 @@ pub enum ClientError {
     #[error("{}", .0.message)]
     Refused(ErrorBody),
     /// More than a daemon takes at once, which would close the connection in the middle of it.
-    #[error("that makes {} MiB of JSON, and a daemon takes at most {} at once: configure less at a time", .0 >> 20, BODY_LIMIT >> 20)]
-    TooLong(usize),
+    #[error("that makes {} KiB of JSON, and a daemon takes at most {} at once: configure less at a time", .size >> 10, .limit >> 10)]
+    TooLong {
+        /// How long it is, in bytes.
+        size: usize,
+        /// The most that is taken.
+        limit: usize,
+    },
     /// The conversation failed half-way, or what came back makes no sense.
     #[error("{action}: {cause}")]
     Broken {
@@ -132,8 +137,9 @@ impl Client {
         let action = format!("{method} {path}");
         let bytes = body.map(serde_json::to_vec).transpose();
         let bytes = bytes.map_err(|error| ClientError::broken(action.clone(), &error))?;
-        if let Some(bytes) = bytes.as_ref().filter(|bytes| bytes.len() > BODY_LIMIT) {
-            return Err(ClientError::TooLong(bytes.len()));
+        let limit = BodyLimit::of(path.split('?').next().unwrap_or_default()).size;
+        if let Some(size) = bytes.as_ref().map(Vec::len).filter(|size| *size > limit) {
+            return Err(ClientError::TooLong { size, limit });
         }
         let request = self.build(method, path, bytes).map_err(|error| ClientError::broken(action.clone(), &error))?;
         let stream = self.place.connect().await.map_err(|source| self.unreachable(source))?;
@@ -278,10 +284,16 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_no_daemon_takes_is_not_sent() {
         let client = Client::new("/nowhere/ebb.sock");
-        let error = client.call::<serde_json::Value>(Method::PUT, "/v1/config", Some(&"x".repeat(BODY_LIMIT))).await;
-        let error = error.expect_err("too long");
-        let said = error.to_string();
-        assert!(said.contains("64 MiB of JSON") && said.contains("at most 64"), "{said}");
+        for (path, size, limit) in
+            [("/v1/apply?dry_run=true", BodyLimit::ALL.size, 65_536), ("/v1/services", 64 << 10, 64)]
+        {
+            let error = client.call::<serde_json::Value>(Method::POST, path, Some(&"x".repeat(size))).await;
+            let said = error.expect_err("too long").to_string();
+            assert!(
+                said.contains(&format!("{limit} KiB of JSON")) && said.contains(&format!("at most {limit}")),
+                "{said}"
+            );
+        }
     }
 
     #[tokio::test]

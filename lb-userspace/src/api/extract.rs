@@ -1,16 +1,37 @@
 //! Request parts, refused in the error format of [`super::error`] rather than the framework's.
 
+use std::time::Duration;
+
 use axum::{
+    body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Request},
     http::{StatusCode, header, request::Parts},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use super::error::ApiError;
+use super::error::{ApiError, Kind};
 
-/// The longest body any operation takes: a configuration of all the backends that the maps have room for.
-pub(super) const BODY_LIMIT: usize = 64 << 20;
+/// What an operation takes of a body. Whoever may connect could otherwise fill the memory, or keep a place for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BodyLimit {
+    /// The longest, in bytes.
+    pub(super) size: usize,
+    /// How long it may take to arrive.
+    pub(super) time: Duration,
+}
+
+impl BodyLimit {
+    /// One service, one backend or one drain.
+    const ONE: Self = Self { size: 64 << 10, time: Duration::from_secs(10) };
+    /// A configuration of all the backends that the maps have room for.
+    pub(super) const ALL: Self = Self { size: 64 << 20, time: Duration::from_mins(1) };
+
+    /// The limit of the operation at this path.
+    pub(super) fn of(path: &str) -> Self {
+        if path == "/v1/apply" { Self::ALL } else { Self::ONE }
+    }
+}
 
 /// A JSON body. Unknown fields are refused by the types themselves; an empty body reads as `{}`, so that
 /// `curl -X POST` works where every field is optional.
@@ -22,22 +43,25 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         require_json(&request)?;
-        let bytes = Limited::new(request.into_body(), BODY_LIMIT)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    ApiError::invalid(format!("the body is longer than {BODY_LIMIT} bytes"))
-                        .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-                } else {
-                    ApiError::invalid(format!("the body broke off: {error}"))
-                }
-            })?
-            .to_bytes();
+        let limit = BodyLimit::of(request.uri().path());
+        let bytes = receive(request.into_body(), limit).await?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| ApiError::invalid(format!("the body: {error}").replace('`', "\"")))
+    }
+}
+
+async fn receive(body: Body, BodyLimit { size, time }: BodyLimit) -> Result<Bytes, ApiError> {
+    let collected = tokio::time::timeout(time, Limited::new(body, size).collect());
+    match collected.await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let refusal = ApiError::invalid(format!("the body is longer than {size} bytes"));
+            Err(refusal.with_status(StatusCode::PAYLOAD_TOO_LARGE))
+        }
+        Ok(Err(error)) => Err(ApiError::invalid(format!("the body broke off: {error}"))),
+        Err(_) => Err(ApiError::new(Kind::Timeout, format!("the body was not complete within {time:?}"))),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The server as a caller meets it, on an engine with a fake datapath.
 
+use std::time::Duration;
+
 use axum::{
     Router,
     body::Body,
@@ -7,6 +9,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
 use super::{
@@ -103,14 +106,41 @@ async fn refusals_have_one_shape() {
 async fn a_body_without_end_or_of_another_kind_is_refused() {
     let rig = Rig::new();
     let router = router(rig.handle.clone());
-    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(65 << 20));
-    let (status, answer) = ask(&router, "POST", "/v1/services", &long).await;
-    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+    let long = |size: usize| format!(r#"{{"timeout_s":"{}"}}"#, "x".repeat(size));
+    for (path, size) in
+        [("/v1/services/web/backends/b1/drain", 1 << 20), ("/v1/services", 1 << 20), ("/v1/apply", 65 << 20)]
+    {
+        let (status, answer) = ask(&router, "POST", path, &long(size)).await;
+        assert_eq!(
+            (status, &answer["error"]["kind"]),
+            (StatusCode::PAYLOAD_TOO_LARGE, &json!("invalid")),
+            "{path}: {answer}"
+        );
+    }
     let deep = "[".repeat(200_000);
-    assert_eq!(ask(&router, "POST", "/v1/services", &deep).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(ask(&router, "POST", "/v1/apply", &deep).await.0, StatusCode::BAD_REQUEST);
     let form = Request::post("/v1/services").header(header::CONTENT_TYPE, "text/plain").body(Body::from(WEB));
     let answer = router.oneshot(form.expect("a request")).await.expect("routers do not fail");
     assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+/// One that stops a byte short would hold its place for ever.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_ended() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("ebb.sock");
+    let socket = Socket::bind(&path, &Access::default()).expect("binds");
+    tokio::spawn(serve(socket, router(rig.handle.clone()), std::future::pending()));
+    for (operation, length) in [("/v1/services/web/backends/b1/drain", 3), ("/v1/apply", 60 << 20)] {
+        let mut stream = tokio::net::UnixStream::connect(&path).await.expect("it listens");
+        let head = format!("POST {operation} HTTP/1.1\r\nhost: ebb\r\ncontent-length: {length}\r\n\r\n{{ ");
+        stream.write_all(head.as_bytes()).await.expect("it reads");
+        let mut answer = String::new();
+        let ended = tokio::time::timeout(Duration::from_mins(2), stream.read_to_string(&mut answer)).await;
+        ended.expect("it is not held for ever").expect("and answered");
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains(r#"{"kind":"timeout","#), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl From<ClientError> for Failure {
             ClientError::Refused(_)
             | ClientError::NoPermission(_)
             | ClientError::Distrust(_)
-            | ClientError::TooLong(_)
+            | ClientError::TooLong { .. }
             | ClientError::Broken { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
