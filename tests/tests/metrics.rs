@@ -2,12 +2,18 @@
 
 use std::{
     fs::File,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use ebb_tests::scene::{Scene, Setting};
+use ebb_tests::{
+    lab::{Arms, Family},
+    scene::{Forward, Scene, Setting},
+};
 
 fn rules() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/prometheus")
@@ -56,5 +62,32 @@ fn the_endpoint_is_what_prometheus_reads() -> Result<()> {
         assert!(page.lines().any(|found| found.starts_with(line)), "no {line} in\n{page}");
     }
     held.finish();
+    Ok(())
+}
+
+/// Whoever reaches the endpoint may connect to it, and that is all that it takes.
+#[test]
+fn idle_connections_leave_descriptors_to_checks_and_operators() -> Result<()> {
+    // Fewer than the connections that are made, more than the metrics take.
+    const SPARE: u64 = 64;
+    let scene = Scene::set_with(Setting::of(Forward::Nat, Arms::Two, Family::V4), &["--metrics", "127.0.0.1:9090"])?;
+    scene.add_web(&["--check", "tcp", "--check-interval", "200ms", "--check-fall", "2"])?;
+    scene.ebb.spare_files(SPARE)?;
+    let connect = || (0..2 * SPARE).map(|_| TcpStream::connect("127.0.0.1:9090")).collect::<std::io::Result<Vec<_>>>();
+    let idle = scene.lab.balancer.run(connect)??;
+    // Many times what a backend takes to fail.
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        let status = scene.ebb.status()?;
+        let web = status.service("web").context("web")?;
+        ensure!(
+            web.backends.iter().all(|backend| backend.state == "active"),
+            "{:?}\n{}",
+            web.backends,
+            scene.ebb.log()
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+    drop(idle);
     Ok(())
 }

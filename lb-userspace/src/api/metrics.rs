@@ -18,9 +18,15 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
-use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::broadcast::error::RecvError,
+};
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    serve::{attend, converse},
+};
 use crate::{
     control::model::{BackendStatus, CountersView, EventKind, LastDrain, Outcome, State as BackendState, Status},
     daemon::Handle,
@@ -36,19 +42,20 @@ const STATES: [BackendState; 6] = [
     BackendState::Unhealthy,
     BackendState::UnhealthyDraining,
 ];
+/// Scrapers served at once; more wait in the kernel's queue.
+pub(crate) const CALLERS: usize = 32;
 /// For scrapers that do not ask for OpenMetrics.
 const OLDER_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the specification of OpenMetrics asks to be sent.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Serves `/metrics` until `shutdown` resolves.
-pub async fn serve(listener: TcpListener, engine: Handle, shutdown: impl Future<Output = ()> + Send + 'static) {
+pub async fn serve(listener: TcpListener, engine: Handle, shutdown: impl Future<Output = ()>) {
     let drains = Drains::default();
     let watching = tokio::spawn(drains.clone().watch(engine.clone()));
     let router = Router::new().route("/metrics", get(scrape)).with_state(Arc::new((engine, drains)));
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(shutdown).await {
-        tracing::error!("metrics are no longer served: {error}");
-    }
+    let answer = move |(stream, _): (TcpStream, _)| converse(stream, router.clone());
+    attend(listener, CALLERS, answer, shutdown).await;
     watching.abort();
 }
 

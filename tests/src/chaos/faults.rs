@@ -39,9 +39,7 @@ impl World {
 
     /// Leaves the daemon so many descriptors more than it has.
     pub(super) fn limit_files(&self, spare: u32) -> Result<Limited> {
-        let pid = self.ebb.pid().context("no daemon is running")?;
-        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
-        Ok(Limited(self.ebb.limit_files(open + u64::from(spare))?))
+        Ok(Limited(self.ebb.spare_files(spare.into())?))
     }
 
     /// Takes the limit away again.

@@ -245,6 +245,13 @@ impl Ebb {
         Ok(sys::signal(self.pid().context("no daemon is running")?, signal)?)
     }
 
+    /// Leaves the daemon so many descriptors more than it has; returns what the limit was.
+    pub fn spare_files(&self, spare: u64) -> Result<u64> {
+        let pid = self.pid().context("no daemon is running")?;
+        let open = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
+        self.limit_files(open + spare)
+    }
+
     /// Limits the number of the daemon's next descriptor; returns what the limit was.
     pub(crate) fn limit_files(&self, limit: u64) -> Result<u64> {
         let pid = self.pid().context("no daemon is running")?;

@@ -1,6 +1,15 @@
 //! What a scraper reads.
 
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+
 use super::*;
+use crate::daemon::fake::Rig;
 
 fn moment() -> Moment {
     let status = r#"{"services":[{"name":"web","vip":"10.0.0.100:80/tcp","forward":"dsr","drain_timeout_s":300,
@@ -90,5 +99,31 @@ fn what_the_dashboard_and_the_alerts_ask_for_is_there() {
     for name in names {
         let starts = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         assert!(page.lines().any(starts), "no {name} in\n{page}");
+    }
+}
+
+/// Each would be a descriptor that a check or an operator needs.
+#[tokio::test(start_paused = true)]
+async fn connections_that_ask_nothing_are_few_and_end() {
+    const IDLE: usize = 64;
+    let rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(serve(listener, rig.handle.clone(), std::future::pending()));
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        idle.push(TcpStream::connect(address).await.expect("it listens"));
+    }
+    let mut scraper = TcpStream::connect(address).await.expect("it listens");
+    let begun = Instant::now();
+    scraper.write_all(b"GET /metrics HTTP/1.1\r\nhost: ebb\r\n\r\n").await.expect("it is queued");
+    let mut first = [0];
+    let early = timeout(Duration::from_secs(1), scraper.read(&mut first)).await;
+    assert!(early.is_err(), "{IDLE} are more than are served at once");
+    let answered = timeout(Duration::from_mins(2), scraper.read_exact(&mut first)).await;
+    answered.expect("those before it are sent away").expect("it is answered");
+    assert_eq!(&first, b"H", "after {:?}", begun.elapsed());
+    for mut stream in idle {
+        assert_eq!(stream.read(&mut first).await.ok(), Some(0), "closed");
     }
 }
