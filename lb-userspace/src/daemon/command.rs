@@ -10,6 +10,7 @@ use tokio::{
     task::JoinSet,
 };
 
+use super::fault::Fault;
 use crate::privilege;
 
 /// So much of what a program says is kept.
@@ -19,15 +20,16 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Runs `argv`, without any of the daemon's capabilities, with this in its environment and on its standard input until it exits; an error says how it failed. Whoever drops
 /// the future kills the program and what it has started.
-pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: Vec<u8>) -> Result<(), String> {
+pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: Vec<u8>) -> Result<(), Fault> {
     let Some((program, arguments)) = argv.split_first() else {
-        return Err("no program is named".to_owned());
+        return Err(Fault::Theirs("no program is named".to_owned()));
     };
     let mut command = Command::new(program);
     command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
-    let mut child = start(command).await.map_err(|error| format!("cannot run {program}: {error}"))?;
+    let mut child =
+        start(command).await.map_err(|error| Fault::of(&error, format!("cannot run {program}: {error}")))?;
     let mut group = Group(child.id());
     // Dropped, and thereby ended, with this future.
     let mut pipes = JoinSet::new();
@@ -35,15 +37,17 @@ pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: 
         pipes.spawn(feed(stdin, input));
     }
     let stderr = child.stderr.take();
-    let (status, said) =
-        wait(&mut child, stderr).await.map_err(|error| format!("cannot wait for {program}: {error}"))?;
+    let (status, said) = wait(&mut child, stderr)
+        .await
+        .map_err(|error| Fault::of(&error, format!("cannot wait for {program}: {error}")))?;
     group.0 = None;
     if status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&said);
     let last = said.lines().map(str::trim).rfind(|line| !line.is_empty());
-    Err(format!("{program} {}{}", how(status), last.map(|line| format!(": {line}")).unwrap_or_default()))
+    let last = last.map(|line| format!(": {line}")).unwrap_or_default();
+    Err(Fault::Theirs(format!("{program} {}{last}", how(status))))
 }
 
 /// Starts it from a thread that has given up what the daemon may do: a program has what its thread had.
@@ -131,10 +135,11 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_told_with_its_last_words() {
         let failed = run(&shell("cat >/dev/null; echo one >&2; echo two >&2; exit 7"), &[], vec![b'x'; 100_000]).await;
-        assert_eq!(failed, Err("/bin/sh exited with 7: two".to_owned()));
+        assert_eq!(failed, Err(Fault::Theirs("/bin/sh exited with 7: two".to_owned())));
         let failed = run(&shell("kill -9 $$"), &[], Vec::new()).await;
-        assert_eq!(failed, Err("/bin/sh was ended by signal 9".to_owned()));
-        let missing = run(&["/no/such/program".to_owned()], &[], Vec::new()).await.expect_err("it is not there");
+        assert_eq!(failed, Err(Fault::Theirs("/bin/sh was ended by signal 9".to_owned())));
+        let missing =
+            run(&["/no/such/program".to_owned()], &[], Vec::new()).await.expect_err("it is not there").to_string();
         assert!(missing.starts_with("cannot run /no/such/program: No such file"), "{missing}");
     }
 

@@ -6,6 +6,7 @@ mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 #[cfg_attr(not(test), expect(dead_code, reason = "tests look at more of it than fuzzing does"))]
 pub(crate) mod fake;
+mod fault;
 pub mod flow_log;
 mod handle;
 pub mod health;

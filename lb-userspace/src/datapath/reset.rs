@@ -39,7 +39,8 @@ impl Resets {
     /// Ready for a time when the process is out of descriptors.
     pub(crate) fn ready() -> Self {
         let mut resets = Self::default();
-        resets.sender.prepare();
+        // While there are descriptors to be had.
+        let _ = resets.sender.prepare();
         resets
     }
 

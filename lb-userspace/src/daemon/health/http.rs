@@ -11,6 +11,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet};
 
+use super::Fault;
+
 /// Statuses that are good where none are named.
 const GOOD: std::ops::RangeInclusive<u16> = 200..=399;
 
@@ -21,8 +23,8 @@ pub(super) async fn get(
     path: &str,
     host: Option<&str>,
     statuses: &[u16],
-) -> Result<(), String> {
-    let failed = |error: &dyn std::fmt::Display| format!("{address}: {error}");
+) -> Result<(), Fault> {
+    let failed = |error: &(dyn std::error::Error + 'static)| Fault::of(error, format!("{address}: {error}"));
     let host = host.map_or_else(|| address.to_string(), str::to_owned);
     let request = Request::get(path)
         .header(header::HOST, host)
@@ -40,7 +42,7 @@ pub(super) async fn get(
     } else {
         statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ")
     };
-    Err(format!("{address}: {path} answered with status {status}, not {wanted}"))
+    Err(Fault::Theirs(format!("{address}: {path} answered with status {status}, not {wanted}")))
 }
 
 /// Sends a request and returns the answer's status.
@@ -89,7 +91,7 @@ mod tests {
     ) -> (Result<(), String>, String, SocketAddr) {
         let (address, asked) = serve(answer).await;
         let stream = TcpStream::connect(address).await.expect("it listens");
-        let result = get(stream, address, "/health?full=1", host, statuses).await;
+        let result = get(stream, address, "/health?full=1", host, statuses).await.map_err(|fault| fault.to_string());
         let asked = asked.lock().expect("not poisoned").clone();
         (result, asked, address)
     }

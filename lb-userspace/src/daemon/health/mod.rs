@@ -8,7 +8,11 @@ mod schedule;
 mod tests;
 mod vip;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -20,17 +24,20 @@ use tokio::{
 use super::handle::{CheckReport, CheckTarget, Handle};
 use crate::control::{duration, model::Check};
 
+pub use super::fault::Fault;
 pub use probe::NetworkProber;
 
 /// Checks over the network that may be under way at once, if the process may have as many files open.
 const NETWORK_LIMIT: usize = 512;
 /// Commands that may run at once.
 const COMMAND_LIMIT: usize = 16;
+/// A warning that checks cannot be made is not repeated sooner.
+const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Carries out one check.
 pub trait Prober: Send + Sync + 'static {
-    /// Fails with what was seen, in words. The time is limited by the caller, who drops what takes too long.
-    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), String>>;
+    /// Fails with what was seen, or with why nothing could be. The time is limited by the caller, who drops what takes too long.
+    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
 /// Checks what there is to be checked until `shutdown`.
@@ -41,6 +48,7 @@ pub async fn run(handle: Handle, prober: Arc<dyn Prober>, shutdown: impl Future<
         prober,
         network: Semaphore::new(NETWORK_LIMIT.min(files_limit() / 4).max(1)),
         commands: Semaphore::new(COMMAND_LIMIT),
+        warned: Mutex::default(),
     });
     tokio::select! {
         () = follow(targets, &shared) => {}
@@ -53,6 +61,23 @@ struct Shared {
     prober: Arc<dyn Prober>,
     network: Semaphore,
     commands: Semaphore,
+    /// When it was last said that a check could not be made.
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    /// Whoever is short of something is so for every check: said once, that is enough.
+    fn warn(&self, target: &CheckTarget, why: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                "{}/{} cannot be checked, and maybe others: {why}; until they can be, they stay as they are",
+                target.service,
+                target.backend
+            );
+        }
+    }
 }
 
 /// A backend being checked; dropping it ends that.
@@ -94,23 +119,27 @@ async fn follow(mut targets: watch::Receiver<Arc<Vec<CheckTarget>>>, shared: &Ar
     }
 }
 
-async fn check_for_ever(target: CheckTarget, first: std::time::Duration, shared: Arc<Shared>) {
+async fn check_for_ever(target: CheckTarget, first: Duration, shared: Arc<Shared>) {
     tokio::time::sleep(first).await;
     for round in 0.. {
         let begun = Instant::now();
-        let seen = check(&target, &shared).await;
-        let report = CheckReport {
-            service: target.service.clone(),
-            backend: target.backend.clone(),
-            passed: seen.is_ok(),
-            detail: seen.err().unwrap_or_default(),
+        let seen = match check(&target, &shared).await {
+            Ok(()) => Some((true, String::new())),
+            Err(Fault::Theirs(seen)) => Some((false, seen)),
+            Err(Fault::Own(why)) => {
+                shared.warn(&target, &why);
+                None
+            }
         };
-        shared.handle.report_check(report).await;
+        if let Some((passed, detail)) = seen {
+            let (service, backend) = (target.service.clone(), target.backend.clone());
+            shared.handle.report_check(CheckReport { service, backend, passed, detail }).await;
+        }
         tokio::time::sleep_until(begun + schedule::interval(&target, round)).await;
     }
 }
 
-async fn check(target: &CheckTarget, shared: &Shared) -> Result<(), String> {
+async fn check(target: &CheckTarget, shared: &Shared) -> Result<(), Fault> {
     let places = match target.health.check {
         Check::Command { .. } => &shared.commands,
         _ => &shared.network,
@@ -119,7 +148,7 @@ async fn check(target: &CheckTarget, shared: &Shared) -> Result<(), String> {
     let _place = places.acquire().await;
     let timeout = target.health.timeout_s.0;
     let limited = tokio::time::timeout(timeout, shared.prober.probe(target)).await;
-    limited.unwrap_or_else(|_| Err(format!("no answer within {}", duration::format(timeout))))
+    limited.unwrap_or_else(|_| Err(Fault::Theirs(format!("no answer within {}", duration::format(timeout)))))
 }
 
 /// How many files this process may have open.

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::{Prober, http, vip};
+use super::{Fault, Prober, http, vip};
 use crate::{
     control::model::Check,
     daemon::{command, handle::CheckTarget},
@@ -22,12 +22,12 @@ const DATAGRAM_LIMIT: usize = 65_536;
 pub struct NetworkProber;
 
 impl Prober for NetworkProber {
-    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), String>> {
+    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(probe(target))
     }
 }
 
-async fn probe(target: &CheckTarget) -> Result<(), String> {
+async fn probe(target: &CheckTarget) -> Result<(), Fault> {
     let address = address(target);
     if let Some(way) = &target.way {
         vip::ask(target, way).await?;
@@ -50,12 +50,12 @@ fn address(target: &CheckTarget) -> SocketAddr {
     SocketAddr::new(own.ip(), target.health.port.unwrap_or(own.port()))
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(address).await.map_err(|error| format!("{address}: {}", words(&error)))
+async fn connect(address: SocketAddr) -> Result<TcpStream, Fault> {
+    TcpStream::connect(address).await.map_err(|error| fault(&address, &error))
 }
 
-async fn ask(address: SocketAddr, send: &[u8], expect: Option<&str>) -> Result<(), String> {
-    let failed = |error: io::Error| format!("{address}: {}", words(&error));
+async fn ask(address: SocketAddr, send: &[u8], expect: Option<&str>) -> Result<(), Fault> {
+    let failed = |error: io::Error| fault(&address, &error);
     let any: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -68,7 +68,7 @@ async fn ask(address: SocketAddr, send: &[u8], expect: Option<&str>) -> Result<(
     let length = socket.recv(&mut answer).await.map_err(failed)?;
     match expect {
         Some(expect) if !answer[..length].starts_with(expect.as_bytes()) => {
-            Err(format!("{address}: the answer does not begin with {expect:?}"))
+            Err(Fault::Theirs(format!("{address}: the answer does not begin with {expect:?}")))
         }
         _ => Ok(()),
     }
@@ -86,8 +86,13 @@ fn environment(target: &CheckTarget, address: SocketAddr) -> Vec<(&'static str, 
     ]
 }
 
+/// What went wrong with an address.
+pub(super) fn fault(address: &SocketAddr, error: &io::Error) -> Fault {
+    Fault::of(error, format!("{address}: {}", words(error)))
+}
+
 /// What the system said, without its number.
-pub(super) fn words(error: &io::Error) -> String {
+fn words(error: &io::Error) -> String {
     let said = error.to_string();
     let said = said.split(" (os error").next().unwrap_or_default();
     let mut letters = said.chars();
@@ -100,6 +105,10 @@ mod tests {
 
     use super::*;
     use crate::daemon::health::tests::target_of;
+
+    async fn seen(target: &CheckTarget) -> Result<(), String> {
+        probe(target).await.map_err(|fault| fault.to_string())
+    }
 
     fn at(address: SocketAddr, check: &serde_json::Value) -> CheckTarget {
         target_of(address.ip(), Some(address.port()), check)
@@ -115,9 +124,9 @@ mod tests {
         let check = serde_json::json!({ "kind": "tcp" });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        assert_eq!(probe(&at(address, &check)).await, Ok(()));
+        assert_eq!(seen(&at(address, &check)).await, Ok(()));
         let closed = free_port().await;
-        assert_eq!(probe(&at(closed, &check)).await, Err(format!("{closed}: connection refused")));
+        assert_eq!(seen(&at(closed, &check)).await, Err(format!("{closed}: connection refused")));
     }
 
     #[tokio::test]
@@ -133,12 +142,12 @@ mod tests {
         });
         let check =
             |send: &str, expect: Option<&str>| serde_json::json!({ "kind": "udp", "send": send, "expect": expect });
-        assert_eq!(probe(&at(address, &check("ping", Some("po")))).await, Ok(()));
-        assert_eq!(probe(&at(address, &check("", None))).await, Ok(()));
-        let wrong = probe(&at(address, &check("pong", Some("po")))).await;
+        assert_eq!(seen(&at(address, &check("ping", Some("po")))).await, Ok(()));
+        assert_eq!(seen(&at(address, &check("", None))).await, Ok(()));
+        let wrong = seen(&at(address, &check("pong", Some("po")))).await;
         assert_eq!(wrong, Err(format!("{address}: the answer does not begin with \"po\"")));
         let closed = free_port().await;
-        let refused = probe(&at(closed, &check("ping", None))).await;
+        let refused = seen(&at(closed, &check("ping", None))).await;
         assert_eq!(refused, Err(format!("{closed}: connection refused")));
     }
 
@@ -148,10 +157,10 @@ mod tests {
             "test \"$EBB_SERVICE $EBB_BACKEND $EBB_ADDRESS $EBB_PORT $EBB_PROTOCOL\" = 'web b 192.0.2.1 80 tcp'";
         let check = serde_json::json!({ "kind": "command", "argv": ["/bin/sh", "-c", script] });
         let target = target_of("192.0.2.1".parse().expect("an address"), None, &check);
-        assert_eq!(probe(&target).await, Ok(()));
+        assert_eq!(seen(&target).await, Ok(()));
         let check = serde_json::json!({ "kind": "command", "argv": ["/bin/sh", "-c", "echo busy >&2; exit 3"] });
         let target = target_of("192.0.2.1".parse().expect("an address"), None, &check);
-        assert_eq!(probe(&target).await, Err("/bin/sh exited with 3: busy".to_owned()));
+        assert_eq!(seen(&target).await, Err("/bin/sh exited with 3: busy".to_owned()));
     }
 
     #[tokio::test]
@@ -159,8 +168,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let mut target = at(free_port().await, &serde_json::json!({ "kind": "tcp" }));
-        assert!(probe(&target).await.is_err());
+        assert!(seen(&target).await.is_err());
         target.health.port = Some(address.port());
-        assert_eq!(probe(&target).await, Ok(()));
+        assert_eq!(seen(&target).await, Ok(()));
     }
 }

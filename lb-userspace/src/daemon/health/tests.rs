@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeSet,
+    io,
     net::IpAddr,
     sync::{
         Mutex,
@@ -37,6 +38,8 @@ pub(super) fn target_of(ip: IpAddr, port: Option<u16>, check: &serde_json::Value
 #[derive(Default)]
 struct FakeProber {
     failing: Mutex<BTreeSet<String>>,
+    /// What this host is short of.
+    short: Mutex<Option<i32>>,
     hanging: bool,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -54,7 +57,7 @@ impl FakeProber {
 }
 
 impl Prober for FakeProber {
-    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), String>> {
+    fn probe<'a>(&'a self, target: &'a CheckTarget) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(async move {
             self.probes.lock().expect("not poisoned").push((Instant::now(), target.backend.clone()));
             let at_once = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
@@ -64,8 +67,14 @@ impl Prober for FakeProber {
                 std::future::pending::<()>().await;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+            if let Some(number) = *self.short.lock().expect("not poisoned") {
+                return Err(probe::fault(
+                    &"192.0.2.1:80".parse().expect("an address"),
+                    &io::Error::from_raw_os_error(number),
+                ));
+            }
             let failing = self.failing.lock().expect("not poisoned").contains(&target.backend);
-            if failing { Err("connection refused".to_owned()) } else { Ok(()) }
+            if failing { Err(Fault::Theirs("connection refused".to_owned())) } else { Ok(()) }
         })
     }
 }
@@ -160,6 +169,25 @@ async fn one_that_never_passes_never_serves() {
     stage.after(2.0).await;
     assert_eq!(stage.states().await, [State::Active, State::Unhealthy]);
     assert_eq!(stage.all().await[1].reason, "its checks fail: connection refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_balancer_that_is_short_of_something_says_nothing_of_backends() {
+    let stage = Stage::two().await;
+    stage.prober.fail("web-2");
+    stage.after(4.0).await;
+    let before = stage.states().await;
+    assert_eq!(before, [State::Active, State::Unhealthy]);
+    for number in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
+        *stage.prober.short.lock().expect("not poisoned") = Some(number);
+        stage.after(10.0).await;
+        assert_eq!(stage.states().await, before, "{number}");
+    }
+    *stage.prober.short.lock().expect("not poisoned") = None;
+    stage.prober.pass("web-2");
+    stage.prober.fail("web-1");
+    stage.after(4.0).await;
+    assert_eq!(stage.states().await, [State::Unhealthy, State::Active], "it goes on");
 }
 
 #[tokio::test(start_paused = true)]
@@ -267,6 +295,7 @@ async fn thousands_come_neither_together_nor_too_many_at_once() {
         prober: prober.clone(),
         network: Semaphore::new(50),
         commands: Semaphore::new(1),
+        warned: Mutex::default(),
     });
     let begun = Instant::now();
     let following = tokio::spawn(async move { follow(receiver, &shared).await });

@@ -13,7 +13,7 @@ use lb_common::tcp::flag;
 use socket2::{Domain, Protocol as Number, SockFilter, Socket, Type};
 use tokio::{io::unix::AsyncFd, net::UdpSocket};
 
-use super::probe::words;
+use super::{Fault, probe::fault};
 use crate::{
     control::model::Protocol,
     daemon::handle::{CheckTarget, Way},
@@ -32,15 +32,15 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Asks; an error says what is wrong. For UDP a refusal by the VIP will do: somebody has it.
-pub(super) async fn ask(target: &CheckTarget, way: &Way) -> Result<(), String> {
+pub(super) async fn ask(target: &CheckTarget, way: &Way) -> Result<(), Fault> {
     let vip = target.vip.address;
     let limit = target.health.timeout_s.0.mul_f64(0.9);
-    let missing = || format!("{vip}: no answer from there: is the VIP on the backend's loopback?");
+    let theirs = |what: &str| Err(Fault::Theirs(format!("{vip}: {what}")));
     match tokio::time::timeout(limit, exchange(target, way)).await {
-        Err(_) => Err(missing()),
-        Ok(Err(error)) => Err(format!("{vip}: {}", words(&error))),
+        Err(_) => theirs("no answer from there: is the VIP on the backend's loopback?"),
+        Ok(Err(error)) => Err(fault(&vip, &error)),
         Ok(Ok(flags)) if flags & flag::RST == 0 || target.vip.protocol == Protocol::Udp => Ok(()),
-        Ok(Ok(_)) => Err(format!("{vip}: connection refused there")),
+        Ok(Ok(_)) => theirs("connection refused there"),
     }
 }
 
@@ -62,6 +62,7 @@ async fn exchange(target: &CheckTarget, way: &Way) -> io::Result<u8> {
     let answers = unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)?;
     let seq = RandomState::new().hash_one(from) as u32;
     let mut sender = Sender::default();
+    sender.prepare()?;
     let syn = Segment { from, to: vip, seq, ack: None, flags: flag::SYN };
     loop {
         send(&mut sender, &envelope, &syn)?;

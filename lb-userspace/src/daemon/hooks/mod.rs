@@ -207,7 +207,9 @@ async fn deliver(spec: &HookSpec, line: &str) {
 
 async fn attempt_once(spec: &HookSpec, line: &str) -> Result<(), String> {
     if let Some(argv) = &spec.command {
-        return command::run(argv, &[("EBB_HOOK", spec.name.clone())], format!("{line}\n").into_bytes()).await;
+        return command::run(argv, &[("EBB_HOOK", spec.name.clone())], format!("{line}\n").into_bytes())
+            .await
+            .map_err(|fault| fault.to_string());
     }
     post(&template::fill(spec.url.as_deref().unwrap_or_default(), line)?, line).await
 }

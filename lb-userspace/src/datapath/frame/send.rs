@@ -17,11 +17,12 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// Opens the socket now, while there are descriptors to be had; what fails is tried again when there is something to send.
-    pub(crate) fn prepare(&mut self) {
+    /// Opens the socket now; what fails is tried again when there is something to send.
+    pub(crate) fn prepare(&mut self) -> io::Result<()> {
         if self.socket.is_none() {
-            self.socket = open().ok();
+            self.socket = Some(open()?);
         }
+        Ok(())
     }
 
     /// Sends the frames; returns how many could not be.
