@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod descriptors;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod net;

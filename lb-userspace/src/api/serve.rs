@@ -17,9 +17,9 @@ use tokio::{
 
 use super::socket::Socket;
 
-/// Callers served at once; more wait in the kernel's queue. Each is a descriptor, of which a process has 1,024 by default, and
-/// each command that waits for a drain is one.
-const CALLERS: usize = 768;
+/// Callers served at once; more wait in the kernel's queue. Each is a descriptor, of which [`crate::descriptors`] has the budget,
+/// and each command that waits for a drain is one.
+pub(crate) const CALLERS: usize = 768;
 /// How long a caller may take over the head of a request, and stay silent between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long answers under way may take once the daemon is stopping.

@@ -38,6 +38,7 @@ use crate::{
         store::Store,
     },
     datapath::EbpfDatapath,
+    descriptors,
     net::{self, NetlinkResolver},
     privilege,
 };
@@ -53,6 +54,9 @@ pub(super) fn run(args: &RunArgs, socket: &Path) -> Result<Exit, Failure> {
     // From here on there are threads, whose rights nobody could take away any more.
     privilege::keep_what_runs()
         .map_err(|error| Failure::failed(format!("cannot give up the rights of the start: {error}")))?;
+    if let Err(error) = descriptors::raise() {
+        tracing::warn!("cannot raise the limit on open files: {error}");
+    }
     prepared.warn_of_what_cannot_be_read_again();
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?.block_on(Daemon::serve(prepared))

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::fault::Fault;
-use crate::privilege;
+use crate::{descriptors, privilege};
 
 /// So much of what a program says is kept.
 const SAID_LIMIT: usize = 4_096;
@@ -28,6 +28,10 @@ pub(super) async fn run(argv: &[String], environment: &[(&str, String)], input: 
     command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
+    if descriptors::are_raised() {
+        // SAFETY: between fork and exec it makes system calls, and allocates nothing.
+        unsafe { command.pre_exec(descriptors::lower) };
+    }
     let mut child =
         start(command).await.map_err(|error| Fault::of(&error, format!("cannot run {program}: {error}")))?;
     let mut group = Group(child.id());
@@ -118,6 +122,8 @@ impl Drop for Group {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
     use super::*;
 
     fn shell(script: &str) -> Vec<String> {
@@ -130,6 +136,19 @@ mod tests {
         let environment = [("WHO", "backend".to_owned())];
         assert_eq!(run(&script, &environment, b"hello\n".to_vec()).await, Ok(()));
         assert!(run(&script, &[], b"hello\n".to_vec()).await.is_err());
+    }
+
+    /// Those that use `select` may rely on it.
+    #[tokio::test]
+    async fn it_has_the_limit_on_open_files_that_the_daemon_was_started_with() {
+        let mut limit = getrlimit(Resource::Nofile);
+        let hard = limit.maximum.expect("the kernel has a limit");
+        limit.current = Some(hard - 1);
+        setrlimit(Resource::Nofile, limit).expect("less is always allowed");
+        descriptors::raise().expect("up to the hard limit is always allowed");
+        assert_eq!(descriptors::limit() as u64, hard);
+        let script = shell(&format!("test \"$(ulimit -Sn) $(ulimit -Hn)\" = '{} {hard}'", hard - 1));
+        assert_eq!(run(&script, &[], Vec::new()).await, Ok(()));
     }
 
     #[tokio::test]

@@ -28,7 +28,7 @@ const PAGE: &str = include_str!("page.html");
 const SCRIPT: &str = include_str!("page.js");
 
 /// Readers served at once; an open page holds two connections.
-const CALLERS: usize = 128;
+pub(crate) const CALLERS: usize = 128;
 /// What a browser is told beside the page.
 const HEADERS: [(HeaderName, &str); 5] = [
     (header::CONTENT_TYPE, "text/html; charset=utf-8"),

@@ -19,7 +19,7 @@ pub use settings::{ClientRule, Settings, SettingsError, Terms};
 use super::serve::{Listener, attend, converse};
 
 /// Callers served at once, those included who are still showing who they are. The socket has places of its own.
-const CALLERS: usize = 192;
+pub(crate) const CALLERS: usize = 192;
 /// How long a caller may take to show who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller that was turned away has to read why.
@@ -77,15 +77,16 @@ async fn answer(stream: TcpStream, peer: SocketAddr, mut terms: watch::Receiver<
 /// The handshake. Who is turned away is told why, and given a moment to read it: closing at once would take the answer back.
 async fn introduce(stream: TcpStream, terms: &Terms) -> io::Result<TlsStream<TcpStream>> {
     let acceptor = TlsAcceptor::from(Arc::clone(terms.tls()));
-    acceptor.accept(stream).into_fallible().await.map_err(|(error, mut stream)| {
-        tokio::spawn(async move {
-            let parting = async {
-                let _ = stream.shutdown().await;
-                let mut rest = [0; 1_024];
-                while matches!(stream.read(&mut rest).await, Ok(1..)) {}
-            };
-            let _ = tokio::time::timeout(PARTING, parting).await;
-        });
-        error
-    })
+    let (error, mut stream) = match acceptor.accept(stream).into_fallible().await {
+        Ok(stream) => return Ok(stream),
+        Err(refused) => refused,
+    };
+    // Within its place, or there would be no limit on those who are turned away.
+    let parting = async {
+        let _ = stream.shutdown().await;
+        let mut rest = [0; 1_024];
+        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+    };
+    let _ = tokio::time::timeout(PARTING, parting).await;
+    Err(error)
 }

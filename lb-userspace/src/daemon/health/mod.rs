@@ -22,15 +22,18 @@ use tokio::{
 };
 
 use super::handle::{CheckReport, CheckTarget, Handle};
-use crate::control::{duration, model::Check};
+use crate::{
+    control::{duration, model::Check},
+    descriptors,
+};
 
 pub use super::fault::Fault;
 pub use probe::NetworkProber;
 
-/// Checks over the network that may be under way at once, if the process may have as many files open.
-const NETWORK_LIMIT: usize = 512;
+/// Checks over the network that may be under way at once; no more than a quarter of the descriptors that the process may have.
+pub(crate) const NETWORK_LIMIT: usize = 512;
 /// Commands that may run at once.
-const COMMAND_LIMIT: usize = 16;
+pub(crate) const COMMAND_LIMIT: usize = 16;
 /// A warning that checks cannot be made is not repeated sooner.
 const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -46,7 +49,7 @@ pub async fn run(handle: Handle, prober: Arc<dyn Prober>, shutdown: impl Future<
     let shared = Arc::new(Shared {
         handle,
         prober,
-        network: Semaphore::new(NETWORK_LIMIT.min(files_limit() / 4).max(1)),
+        network: Semaphore::new(NETWORK_LIMIT.min(descriptors::limit() / 4).max(1)),
         commands: Semaphore::new(COMMAND_LIMIT),
         warned: Mutex::default(),
     });
@@ -149,12 +152,4 @@ async fn check(target: &CheckTarget, shared: &Shared) -> Result<(), Fault> {
     let timeout = target.health.timeout_s.0;
     let limited = tokio::time::timeout(timeout, shared.prober.probe(target)).await;
     limited.unwrap_or_else(|_| Err(Fault::Theirs(format!("no answer within {}", duration::format(timeout)))))
-}
-
-/// How many files this process may have open.
-fn files_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a live rlimit, which is all that the call asks for.
-    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if failed == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1_024 }
 }
