@@ -88,6 +88,8 @@ fn idle_connections_leave_descriptors_to_checks_and_operators() -> Result<()> {
         );
         thread::sleep(Duration::from_millis(50));
     }
+    // Checks that cannot be made change nothing either.
+    ensure!(!scene.ebb.log().contains("cannot be checked"), "{}", scene.ebb.log());
     drop(idle);
     Ok(())
 }

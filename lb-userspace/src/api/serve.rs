@@ -1,6 +1,6 @@
 //! Serves a router to whoever connects, with a limit on everything a caller could hold open.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, mem, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -56,6 +56,7 @@ pub(super) async fn attend<L: Listener, F: Future<Output = ()> + Send + 'static>
 ) {
     let places = Arc::new(Semaphore::new(places));
     let mut callers = JoinSet::new();
+    let mut failing = false;
     tokio::pin!(shutdown);
     loop {
         let place = tokio::select! {
@@ -70,6 +71,7 @@ pub(super) async fn attend<L: Listener, F: Future<Output = ()> + Send + 'static>
         };
         match stream {
             Ok(stream) => {
+                failing = false;
                 let answering = answer(stream);
                 callers.spawn(async move {
                     answering.await;
@@ -77,7 +79,10 @@ pub(super) async fn attend<L: Listener, F: Future<Output = ()> + Send + 'static>
                 });
             }
             Err(error) => {
-                tracing::warn!("cannot accept a caller: {error}");
+                // Once for as long as it lasts.
+                if !mem::replace(&mut failing, true) {
+                    tracing::warn!("cannot accept a caller: {error}");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

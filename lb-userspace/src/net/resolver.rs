@@ -285,7 +285,8 @@ impl Worker {
             Err(error) => {
                 self.failed |= error.is_of_socket();
                 tracing::warn!("cannot read interfaces and neighbours over netlink: {error}");
-                Vec::new()
+                // What was not asked for while there was no socket must not wait for the next list.
+                if self.failed { Vec::new() } else { self.table.routes_changed() }
             }
         }
     }

@@ -424,14 +424,15 @@ impl Balancer {
         }
     }
 
-    /// The result of a check. True when it changed the backend's state.
+    /// The result of a check. True when it changed the backend's state, or until when it keeps its flows.
     pub fn check(&mut self, service: &str, name: &str, passed: bool, detail: String, now: Now) -> bool {
         let Ok((at, backend)) = self.find_backend(service, name) else {
             return false;
         };
-        let before = self.services[at].backends[backend].machine.state;
+        let stands = |machine: &Backend| (machine.state, machine.unhealthy_until);
+        let before = stands(&self.services[at].backends[backend].machine);
         self.step(at, backend, Event::Check { passed, detail }, now);
-        let changed = self.services[at].backends[backend].machine.state != before;
+        let changed = stands(&self.services[at].backends[backend].machine) != before;
         if changed {
             self.settle(at, now);
         }

@@ -124,7 +124,7 @@ impl Entry {
     }
 
     /// An operator has it out of rotation.
-    fn is_out(&self) -> bool {
+    pub fn is_out(&self) -> bool {
         matches!(self.machine.state, State::Draining | State::Drained)
     }
 }

@@ -82,8 +82,8 @@ impl World {
         self.balancer.next_hops(&HashMap::from([(address, found.then_some(next_hop))]), self.now);
     }
 
-    fn check(&mut self, number: u32, passed: bool) {
-        self.balancer.check("web", &format!("b{number}"), passed, "refused".to_owned(), self.now);
+    fn check(&mut self, number: u32, passed: bool) -> bool {
+        self.balancer.check("web", &format!("b{number}"), passed, "refused".to_owned(), self.now)
     }
 
     fn machine(&self, number: u32) -> Option<&Backend> {
@@ -308,7 +308,7 @@ fn perform(world: &mut World, deed: Deed) {
         }
         Deed::Add(who) => world.add(who),
         Deed::Resolve(who, found) => world.resolve(who, found),
-        Deed::Check(who, passed) => world.check(who, passed),
+        Deed::Check(who, passed) => drop(world.check(who, passed)),
         Deed::Weigh(who, weight) => {
             let patch = BackendPatch { weight: Some(weight), ..BackendPatch::default() };
             let _ = world.balancer.set_backend("web", &name(who), &patch, now);
@@ -532,8 +532,8 @@ fn the_interval_of_one_that_fails_begins_also_while_its_next_hop_is_lost() {
     world.advance(60);
     world.cycle();
     assert_eq!(world.machine(0).expect("it is there").unhealthy_until, None, "it does not fail its checks");
-    world.check(0, false);
-    world.check(0, false);
+    assert!(!world.check(0, false));
+    assert!(world.check(0, false), "the row has to learn of it");
     world.advance(9);
     world.cycle();
     assert_eq!(world.state(0), State::UnhealthyDraining);

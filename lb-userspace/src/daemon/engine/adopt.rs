@@ -2,7 +2,7 @@
 
 use super::{Engine, StartError};
 use crate::{
-    control::state::balancer::Work,
+    control::state::{balancer::Work, service::Entry},
     datapath::{Adopted, BackendConfig, BackendSlot, BackendState, CutPolicy, ServiceSlot},
 };
 
@@ -28,6 +28,7 @@ impl Engine {
             }
         }
         self.reconcile_rows(&adopted);
+        self.keep_activations(&adopted);
         self.count();
         for service in &mut self.balancer.services {
             service.settle(now);
@@ -56,6 +57,24 @@ impl Engine {
         }
         if !self.retiring.is_empty() {
             self.clear_unknown_services();
+        }
+    }
+
+    /// A row that takes new flows, of a backend that is out by the state on disk: it was activated, and the daemon killed before that
+    /// was written. Taken back, the activation would cut what has come since.
+    fn keep_activations(&mut self, adopted: &Adopted) {
+        let now = self.now();
+        for row in adopted.backends.iter().filter(|row| row.state == BackendState::Active) {
+            let found = self.balancer.services.iter().find_map(|service| {
+                let held = |entry: &&Entry| entry.slot == row.slot && entry.generation == row.generation;
+                let entry = service.backends.iter().find(held).filter(|entry| entry.is_out())?;
+                Some((service.spec.name.clone(), entry.spec.name.clone()))
+            });
+            let Some((service, backend)) = found else { continue };
+            // One that leaves with its service cannot be kept.
+            if self.balancer.activate(&service, &backend, now).is_ok() {
+                tracing::warn!("{service}/{backend} was activated when the daemon was killed: it is active");
+            }
         }
     }
 

@@ -194,6 +194,18 @@ impl Engine {
         self.behind |= self.save_or_say_why().is_err();
     }
 
+    /// Writes what gets new flows before it can get any: of a backend that nobody knows after a restart the flows would be cut.
+    fn write_ahead(&mut self) {
+        // What cannot be written now is answered for after the cycle.
+        self.behind |= self.save_or_say_why().is_err();
+    }
+
+    fn take_back_what_was_written(&mut self, error: DatapathError) -> Error {
+        let error = self.undo(error);
+        self.write_ahead();
+        error
+    }
+
     fn add_service(&mut self, spec: ServiceSpec) -> Result<ServiceSpec, Error> {
         let now = self.now();
         let limits = self.datapath.limits();
@@ -212,9 +224,10 @@ impl Engine {
         let limits = self.datapath.limits();
         self.balancer.add_backend(service, spec, limits, now)?;
         self.set_up(service, &[(name.clone(), address)])?;
+        self.write_ahead();
         self.cycle(false).map_err(|error| {
             self.balancer.forget_backend(service, &name, now);
-            self.undo(error)
+            self.take_back_what_was_written(error)
         })?;
         self.backend_status(service, &name)
     }
@@ -302,15 +315,14 @@ impl Engine {
     /// Puts all that was changed into force together: each publication of VIPs and each ring put in place by itself would cost a
     /// grace period. What the datapath has no room for takes the services `added` back with it.
     fn put_into_force(&mut self, added: &[String]) -> Result<(), Error> {
+        self.write_ahead();
         self.mark_and_write();
         self.cycle(false).map_err(|error| {
             let now = self.now();
             for service in added {
                 self.balancer.forget_service(service, now);
             }
-            // What was written ahead is so no more.
-            self.behind = true;
-            self.undo(error)
+            self.take_back_what_was_written(error)
         })
     }
 

@@ -723,6 +723,58 @@ async fn killed_in_the_midst_of_a_drain_the_next_daemon_knows_of_what_is_in_forc
     assert!(lost > 0 && known > 0, "{lost} {known}");
 }
 
+/// Found by a run of faults: killed in the midst of `ebb activate`, the next daemon reset the connections that had come since.
+#[tokio::test(start_paused = true)]
+async fn what_came_to_a_backend_before_its_daemon_was_killed_is_kept() {
+    let fourth = slot(4);
+    for adds in [false, true] {
+        let mut opened = 0;
+        for step in 0.. {
+            let rig = three().await;
+            let target = if adds {
+                // Its host is known already, so that it is active at once.
+                let mut other = service();
+                "other".clone_into(&mut other.name);
+                other.vip = "10.0.0.101:80/tcp".parse().expect("a VIP");
+                rig.handle.add_service(other).await.expect("a service");
+                fourth
+            } else {
+                rig.handle.drain("web", "web-1", timeout(20)).await.expect("a drain");
+                rig.handle.wait("web", "web-1", WaitFor::Drained, None).await.expect("it has no flows");
+                slot(1)
+            };
+            rig.kernel().calls_left = Some(step);
+            let done = if adds {
+                rig.handle.add_backend("other", backend(1)).await.is_ok()
+            } else {
+                rig.handle.activate("web", "web-1").await.is_ok()
+            };
+            if done {
+                break;
+            }
+            let now_ns = rig.clock.now().mono_ns;
+            let takes_new = rig.kernel().backends.get(&target).is_some_and(|row| row.state == BackendState::Active);
+            if takes_new {
+                rig.kernel().open(target, 3, now_ns);
+                opened += 1;
+            }
+            rig.kernel().calls_left = None;
+            let (datapath, clock, directory) = rig.kill().await;
+            let rig = Rig::start(datapath, clock, directory, BTreeSet::new());
+            rig.handle.status(None).await.expect("it has started");
+            if takes_new {
+                let kernel = rig.kernel();
+                assert_eq!(
+                    (kernel.backends[&target].state, kernel.flows.len()),
+                    (BackendState::Active, 3),
+                    "step {step}"
+                );
+            }
+        }
+        assert!(opened > 0, "it dies after the row was written too");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn rows_that_nobody_knows_are_freed_and_their_generations_never_come_again() {
     let rig = three().await;

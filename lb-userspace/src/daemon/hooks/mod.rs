@@ -91,6 +91,9 @@ impl HookSpec {
             (None, None) => invalid("give it a command or a url"),
             (Some(_), Some(_)) => invalid("give it a command or a url, not both: two hooks can do both"),
             _ if self.timeout.0.is_zero() => invalid("the timeout is more than 0"),
+            _ if self.events.contains(&EventKind::EventsMissed) => {
+                invalid("no hook misses events: leave events_missed out")
+            }
             (Some(argv), None) if argv.is_empty() => invalid("the command is empty"),
             (None, Some(url)) => {
                 let filled = template::sample(url).and_then(|url| destination(&url));

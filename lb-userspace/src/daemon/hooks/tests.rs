@@ -173,6 +173,7 @@ fn what_makes_no_sense_is_refused() {
         serde_json::json!({ "url": "example.org" }),
         serde_json::json!({ "url": "http://{host}:9000/" }),
         serde_json::json!({ "command": ["a"], "timeout": 0 }),
+        serde_json::json!({ "command": ["a"], "events": ["events_missed"] }),
         serde_json::json!({ "url": "http://a/", "timeout": 0 }),
         serde_json::json!({ "command": ["a"], "name": "a/b" }),
     ] {
