@@ -641,7 +641,9 @@ async fn a_host_comes_back_in_every_service_that_stays() {
     let now_ns = rig.clock.now().mono_ns;
     let host = backend(1).address.ip;
     let slots: Vec<_> = rig.kernel().backends.iter().filter(|(_, row)| row.address == host).map(|row| *row.0).collect();
-    slots.iter().for_each(|slot| rig.kernel().open(*slot, 1, now_ns));
+    for slot in &slots {
+        rig.kernel().open(*slot, 1, now_ns);
+    }
     rig.handle.drain_address(host, timeout(600)).await.expect("drains");
     rig.handle.remove_service("old", false).await.expect("it is to go");
     let all = rig.handle.activate_address(host).await.expect("the others stay");
