@@ -30,7 +30,7 @@ const _: () = assert!(BUDGET + REST <= USUAL, "more descriptors are promised tha
 /// The soft limit that the daemon was started with; none is no limit.
 static FIRST: OnceLock<Option<u64>> = OnceLock::new();
 
-/// Takes all that the hard limit allows. Programs that are started from then on need [`lower`].
+/// Takes all that the hard limit allows. Programs that are started from then on are to be given the earlier limit back.
 ///
 /// # Errors
 ///
