@@ -81,20 +81,8 @@ impl Follower {
 pub(super) fn missed(last: u64, next: &Event) -> Option<Event> {
     let before = next.id.saturating_sub(1);
     let count = before.checked_sub(last).filter(|count| *count > 0 && last > 0)?;
-    Some(Event {
-        id: before,
-        at: next.at,
-        kind: EventKind::EventsMissed,
-        service: None,
-        backend: None,
-        address: None,
-        from: None,
-        state: None,
-        interface: None,
-        reason: Some(format!("{count} events before the next one are no longer remembered")),
-        drain: None,
-        last_drain: None,
-    })
+    let reason = Some(format!("{count} events before the next one are no longer remembered"));
+    Some(Event { reason, ..Event::new(before, next.at, EventKind::EventsMissed) })
 }
 
 fn encode(event: &Event) -> sse::Event {

@@ -644,6 +644,26 @@ pub struct Event {
     pub last_drain: Option<LastDrain>,
 }
 
+impl Event {
+    /// One that says nothing more yet.
+    pub fn new(id: u64, at: Timestamp, kind: EventKind) -> Self {
+        Self {
+            id,
+            at,
+            kind,
+            service: None,
+            backend: None,
+            address: None,
+            from: None,
+            state: None,
+            interface: None,
+            reason: None,
+            drain: None,
+            last_drain: None,
+        }
+    }
+}
+
 /// What an [`Event`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -83,12 +83,9 @@ async fn look_at_changes(sender: &watch::Sender<Arc<Host>>) -> io::Result<()> {
 }
 
 async fn look(handle: &Handle) -> Result<Host, RequestError> {
-    let links = request::list(|| handle.link().get().execute()).await?;
+    let links = request::links(handle).await?;
     let addresses = request::list(|| handle.address().get().execute()).await?;
-    Ok(Host {
-        links: links.iter().map(Link::from_message).collect(),
-        addresses: addresses.iter().filter_map(own_address).collect(),
-    })
+    Ok(Host { links, addresses: addresses.iter().filter_map(own_address).collect() })
 }
 
 /// On a point-to-point interface `Address` is the other end's, and `Local` is ours (if_addr.h).

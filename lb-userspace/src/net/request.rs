@@ -9,6 +9,8 @@ use rtnetlink::{
     packet_route::RouteNetlinkMessage,
 };
 
+use super::links::Link;
+
 /// How long the kernel may take, which answers as soon as it is asked.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Something changed while it was listed: so often it is listed anew at once, before that counts as a failure.
@@ -80,6 +82,12 @@ where
         }
     }
     Err(RequestError::Changing)
+}
+
+/// All interfaces.
+pub(super) async fn links(handle: &Handle) -> Result<Vec<Link>, RequestError> {
+    let links = list(|| handle.link().get().execute()).await?;
+    Ok(links.iter().map(Link::from_message).collect())
 }
 
 /// The answer to a request for one thing.
@@ -167,8 +175,7 @@ mod tests {
     async fn the_kernel_ends_its_lists() {
         let (connection, handle) = connect().expect("a socket");
         let serving = tokio::spawn(connection);
-        let links = list(|| handle.link().get().execute()).await.expect("a list");
-        assert!(links.iter().any(|link| link.header.index == 1));
+        assert!(links(&handle).await.expect("a list").iter().any(|link| link.index == 1));
         assert!(!list(|| handle.address().get().execute()).await.expect("a list").is_empty());
         list(|| handle.neighbours().get().execute()).await.expect("a list");
         serving.abort();

@@ -309,11 +309,11 @@ impl Worker {
 type Everything = (Vec<Link>, Vec<((u32, IpAddr), Neighbour)>);
 
 async fn everything(handle: &Handle) -> Result<Everything, RequestError> {
-    let links = request::list(|| handle.link().get().execute()).await?;
+    let links = request::links(handle).await?;
     let messages = request::list(|| handle.neighbours().get().execute()).await?;
     let known = messages.iter().filter_map(neighbour);
     let neighbours = known.filter_map(|(ifindex, address, state)| Some(((ifindex, address), state?))).collect();
-    Ok((links.iter().map(Link::from_message).collect(), neighbours))
+    Ok((links, neighbours))
 }
 
 /// The neighbour in a message; the state is `None` where the kernel knows no more than its name.

@@ -778,20 +778,7 @@ impl Balancer {
 
     fn event(&mut self, kind: EventKind, now: Now) -> model::Event {
         self.next_event += 1;
-        model::Event {
-            id: self.next_event,
-            at: now.wall,
-            kind,
-            service: None,
-            backend: None,
-            address: None,
-            from: None,
-            state: None,
-            interface: None,
-            reason: None,
-            drain: None,
-            last_drain: None,
-        }
+        model::Event::new(self.next_event, now.wall, kind)
     }
 
     fn tell(&mut self, kind: EventKind, service: Option<&str>, now: Now) {

@@ -190,19 +190,17 @@ impl Engine {
             // The cycle that follows meets it again, and says so.
             tracing::debug!("{error}");
         }
-        // What cannot be written now is answered for after the cycle.
-        self.behind |= self.save_or_say_why().is_err();
+        self.write_now();
     }
 
-    /// Writes what gets new flows before it can get any: of a backend that nobody knows after a restart the flows would be cut.
-    fn write_ahead(&mut self) {
-        // What cannot be written now is answered for after the cycle.
+    /// Writes before the cycle does more. What cannot be written now is answered for after it.
+    fn write_now(&mut self) {
         self.behind |= self.save_or_say_why().is_err();
     }
 
     fn take_back_what_was_written(&mut self, error: DatapathError) -> Error {
         let error = self.undo(error);
-        self.write_ahead();
+        self.write_now();
         error
     }
 
@@ -224,7 +222,8 @@ impl Engine {
         let limits = self.datapath.limits();
         self.balancer.add_backend(service, spec, limits, now)?;
         self.set_up(service, &[(name.clone(), address)])?;
-        self.write_ahead();
+        // Before it can get a flow: those of a backend that nobody knows after a restart would be cut.
+        self.write_now();
         self.cycle(false).map_err(|error| {
             self.balancer.forget_backend(service, &name, now);
             self.take_back_what_was_written(error)
@@ -315,7 +314,8 @@ impl Engine {
     /// Puts all that was changed into force together: each publication of VIPs and each ring put in place by itself would cost a
     /// grace period. What the datapath has no room for takes the services `added` back with it.
     fn put_into_force(&mut self, added: &[String]) -> Result<(), Error> {
-        self.write_ahead();
+        // Before new backends can get a flow, as when one is added by itself.
+        self.write_now();
         self.mark_and_write();
         self.cycle(false).map_err(|error| {
             let now = self.now();
