@@ -9,6 +9,7 @@ mod linker;
 mod machine;
 mod mutants;
 mod packages;
+mod programs;
 mod record;
 mod sanitize;
 mod setup;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    command::{self, cargo, root},
+    command::{self, root},
     record::Record,
     setup, test,
 };
@@ -201,8 +201,9 @@ struct Said {
 
 /// Runs a suite on an object, with always the same packets.
 fn run(suite: Suite, object: &Path) -> Result<Said> {
-    let mut command = cargo();
-    command.args(["test", "--quiet", "-p", "ebb-tests"]).args(suite.test());
+    // All packages: what the tests have built is then taken as it is.
+    let mut command = test::all_tests(true)?;
+    command.arg("--quiet").args(suite.test());
     command.env("EBB_RIG_OBJECT", object).env("EBB_RANDOM_SEED", "1").env("EBB_RANDOM_PACKETS", "100000");
     let output = command.output().context("cannot start cargo test")?;
     let text = [output.stdout, output.stderr].concat();

@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::{
     command::{self, cargo, root},
-    kernel, setup,
+    kernel, programs, setup,
 };
 
 /// Tells the scenarios and the demo which binary to drive.
@@ -64,30 +64,19 @@ pub(crate) fn test(options: &TestOptions) -> Result<()> {
     }
     setup::ensure(if options.host_only { setup::Needs::Build } else { setup::Needs::Lab })?;
 
-    let mut all = all_tests(!options.host_only)?;
-    // The eBPF crate's library is the part of it that also runs on the host.
-    let mut ebpf = cargo();
-    ebpf.args(["test", "-p", "lb-ebpf", "--lib"]);
-
-    let mut succeeded = true;
-    let mut total = Tally::default();
-    let mut listings = Vec::new();
-    for command in [&mut ebpf, &mut all] {
-        let (said, clean) = run_tests(command.arg("--no-fail-fast").args(&options.filter))?;
-        total.add(said.tally);
-        listings.extend(said.listings);
-        succeeded &= clean;
-    }
+    let programs = programs::build(&mut all_tests(!options.host_only)?)?;
+    let (mut said, mut failed) = programs::run(&programs, options.filter.as_deref());
+    failed.extend(doc_tests(options, &mut said)?);
     if options.host_only {
         println!("\n(--host-only: the packet suite and the namespace scenarios were not run)");
     }
 
-    println!("\n{}", listings.join("\n"));
-    println!("in all: {total}");
-    if !succeeded {
-        bail!("tests failed, or did not build");
+    println!("\n{}", said.listings.join("\n"));
+    println!("in all: {}", said.tally);
+    if !failed.is_empty() {
+        bail!("tests failed: {}", failed.join(", "));
     }
-    if total.passed == 0 {
+    if said.tally.passed == 0 {
         bail!("no test ran");
     }
     Ok(())
@@ -99,7 +88,7 @@ pub(crate) fn all_tests(lab: bool) -> Result<Command> {
     let lab = if lab { LAB_TESTS } else { &[] };
     let mut all = cargo();
     all.arg("test").args(HOST_TESTS.iter().chain(lab).flat_map(|package| ["-p", package]));
-    all.env(BINARY_VARIABLE, target_directory()?.join("debug/ebb"));
+    all.env(BINARY_VARIABLE, debug_binary()?);
     Ok(all)
 }
 
@@ -154,14 +143,10 @@ impl Said {
     }
 }
 
-/// Runs `cargo test …`, passing its output on, and keeps what is wanted of it.
-fn run_tests(command: &mut Command) -> Result<(Said, bool)> {
-    // Errors that a test returns say where they come from; fifty frames of the test runner each would bury them.
-    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
-        command.env("RUST_LIB_BACKTRACE", "0");
-    }
-    let mut child = command::start(command.stdout(Stdio::piped()))?;
-    let mut said = Said::default();
+/// Runs the examples in the documentation of the libraries; names them if one fails.
+fn doc_tests(options: &TestOptions, said: &mut Said) -> Result<Option<String>> {
+    let mut command = all_tests(!options.host_only)?;
+    let mut child = command::start(command.arg("--doc").args(&options.filter).stdout(Stdio::piped()))?;
     let stdout = child.stdout.take().context("the runner's output")?;
     for line in BufReader::new(stdout).split(b'\n') {
         let line = line.context("cannot read the runner's output")?;
@@ -169,7 +154,7 @@ fn run_tests(command: &mut Command) -> Result<(Said, bool)> {
         println!("{line}");
         said.read(&line);
     }
-    Ok((said, child.wait()?.success()))
+    Ok((!child.wait()?.success()).then(|| "the documentation's examples".to_owned()))
 }
 
 /// How the demo, the faults and the benchmark are built.
@@ -216,6 +201,11 @@ fn program(name: &str, build: Build) -> Result<Command> {
     let mut program = Command::new(directory.join(name));
     program.env(BINARY_VARIABLE, directory.join("ebb"));
     Ok(program)
+}
+
+/// The `ebb` that is built with the tests.
+pub(crate) fn debug_binary() -> Result<PathBuf> {
+    Ok(target_directory()?.join("debug/ebb"))
 }
 
 /// Builds `ebb` as users run it; returns where it is.

@@ -12,11 +12,11 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Accelerator,
-    build::Program,
     image::{self, Kernel},
 };
 use crate::{
     command::{self, root},
+    programs::Program,
     test::{self, Said},
 };
 

@@ -3,7 +3,6 @@
 //! A virtual machine boots Debian's kernel of that version with this machine's files below a throw-away layer, so that the
 //! very programs that Cargo built here run there, with the `ip`, `ethtool` and libraries of here.
 
-mod build;
 mod guest;
 mod image;
 
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::{packages, setup, test::Said};
+use crate::{packages, programs, setup, test::Said};
 
 /// What takes the guest's instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -64,7 +63,7 @@ pub(crate) fn test(plan: &Plan) -> Result<()> {
     setup::ensure(setup::Needs::Lab)?;
     packages::ensure_emulator()?;
     let kernel = image::fetch(&plan.version)?;
-    let programs = build::programs(&plan.programs)?;
+    let programs = programs::named(&plan.programs)?;
     let started = Instant::now();
     let said = guest::run(&kernel, &programs, plan.accelerator)?;
     conclude(&kernel.release, &said, programs.len(), started.elapsed())
