@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use rtnetlink::{
     Handle, MulticastGroup,
-    packet_route::address::{AddressAttribute, AddressMessage},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
+    },
 };
 use tokio::sync::watch;
 
@@ -84,8 +87,12 @@ async fn look_at_changes(sender: &watch::Sender<Arc<Host>>) -> io::Result<()> {
 
 async fn look(handle: &Handle) -> Result<Host, RequestError> {
     let links = request::links(handle).await?;
-    let addresses = request::list(|| handle.address().get().execute()).await?;
-    Ok(Host { links, addresses: addresses.iter().filter_map(own_address).collect() })
+    let messages = request::list(handle, RouteNetlinkMessage::GetAddress(AddressMessage::default())).await?;
+    let addresses = messages.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewAddress(message) => own_address(message),
+        _ => None,
+    });
+    Ok(Host { addresses: addresses.collect(), links })
 }
 
 /// On a point-to-point interface `Address` is the other end's, and `Local` is ours (if_addr.h).

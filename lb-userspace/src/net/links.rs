@@ -3,7 +3,7 @@
 use std::io;
 
 use rtnetlink::{
-    packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
         link::{
@@ -13,6 +13,8 @@ use rtnetlink::{
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+
+use super::request::{self, ATTEMPTS, List, RequestError};
 
 /// What runs an XDP program at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,14 @@ pub struct Link {
 }
 
 impl Link {
+    /// The interface that a message of a list tells of.
+    pub(super) fn of(message: &RouteNetlinkMessage) -> Option<Self> {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => Some(Self::from_message(link)),
+            _ => None,
+        }
+    }
+
     /// Reads the kernel's message.
     pub fn from_message(message: &LinkMessage) -> Self {
         let mut link = Self {
@@ -121,31 +131,34 @@ fn xdp_of(attributes: &[LinkXdp]) -> Option<(XdpMode, u32)> {
 
 /// All interfaces of the calling thread's network namespace.
 pub fn list() -> io::Result<Vec<Link>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(messages) = listed()? {
+            return Ok(messages.iter().filter_map(Link::of).collect());
+        }
+    }
+    Err(RequestError::Changing.into())
+}
+
+fn listed() -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut request = request::dump(RouteNetlinkMessage::GetLink(LinkMessage::default()));
     request.finalize();
     let mut buffer = vec![0; request.buffer_len()];
     request.serialize(&mut buffer);
     socket.send(&buffer, 0)?;
 
-    let mut links = Vec::new();
+    let mut list = List::default();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
             let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                    links.push(Link::from_message(&link));
-                }
-                NetlinkPayload::Done(_) => return Ok(links),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                _ => {}
-            }
             let length = (message.header.length as usize).next_multiple_of(4);
+            if list.take(message)? {
+                return Ok(list.whole());
+            }
             rest = rest.get(length..).unwrap_or_default();
         }
     }

@@ -310,8 +310,11 @@ type Everything = (Vec<Link>, Vec<((u32, IpAddr), Neighbour)>);
 
 async fn everything(handle: &Handle) -> Result<Everything, RequestError> {
     let links = request::links(handle).await?;
-    let messages = request::list(|| handle.neighbours().get().execute()).await?;
-    let known = messages.iter().filter_map(neighbour);
+    let messages = request::list(handle, RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default())).await?;
+    let known = messages.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
+        _ => None,
+    });
     let neighbours = known.filter_map(|(ifindex, address, state)| Some(((ifindex, address), state?))).collect();
     Ok((links, neighbours))
 }
