@@ -30,7 +30,7 @@ pub(super) async fn follow(
     after: u64,
 ) -> Result<Sse<impl Stream<Item = Result<sse::Event, Infallible>>>, ApiError> {
     let source = engine.events(after).await?;
-    let follower = Follower { engine, pending: source.backlog.clone().into_iter(), source, held: None, last: after };
+    let follower = Follower::new(engine, source, after);
     let events = stream::unfold(follower, |mut follower| async {
         let event = follower.next().await?;
         Some((Ok(encode(&event)), follower))
@@ -48,6 +48,12 @@ struct Follower {
 }
 
 impl Follower {
+    fn new(engine: Handle, source: EventStream, after: u64) -> Self {
+        // Who begins with what is to come has seen what there is: what it then misses is missed since.
+        let last = after.min(source.newest);
+        Self { engine, pending: source.backlog.clone().into_iter(), source, held: None, last }
+    }
+
     async fn next(&mut self) -> Option<Arc<Event>> {
         loop {
             if let Some(event) = self.held.take().or_else(|| self.pending.next()) {
@@ -118,6 +124,22 @@ mod tests {
         }
         let word = "6 events before the next one are no longer remembered".to_owned();
         assert_eq!(seen, [(3, None), (9, Some(word)), (10, None), (11, None), (12, None)]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_begins_now_is_told_what_it_missed_before_its_first_event() {
+        let rig = Rig::new();
+        let engine = rig.handle.clone();
+        let mut source = engine.events(u64::MAX).await.expect("events");
+        let newest = source.newest;
+        assert!(newest > 0 && source.backlog.is_empty());
+        let (live, receiver) = tokio::sync::broadcast::channel(4);
+        source.live = receiver;
+        live.send(event(newest + 3)).expect("somebody listens");
+        let mut follower = Follower::new(engine, source, u64::MAX);
+        let word = follower.next().await.expect("an event");
+        assert_eq!((word.id, word.kind), (newest + 2, EventKind::EventsMissed));
+        assert_eq!(follower.next().await.expect("an event").id, newest + 3);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Handle {
 pub struct EventStream {
     /// What happened before the subscription, oldest first.
     pub backlog: Vec<Arc<Event>>,
+    /// The newest event's id at the subscription; 0 if there was none.
+    pub newest: u64,
     /// What happens after it. A receiver that lags loses events and learns how many.
     pub live: broadcast::Receiver<Arc<Event>>,
 }

@@ -149,7 +149,8 @@ impl Engine {
             Request::Counters(reply) => told(reply, self.counters()),
             Request::Events(after, reply) => {
                 let backlog = self.events.iter().filter(|event| event.id > after).cloned().collect();
-                told(reply, Ok(EventStream { backlog, live: self.subscribers.subscribe() }))
+                let newest = self.events.back().map_or(0, |event| event.id);
+                told(reply, Ok(EventStream { backlog, newest, live: self.subscribers.subscribe() }))
             }
             Request::Check(report) => {
                 let now = self.now();
