@@ -107,10 +107,7 @@ fn envelope(target: &CheckTarget, way: &Way, next_hop: &NextHop) -> io::Result<E
 
 fn send(sender: &mut Sender, envelope: &Envelope, segment: &Segment) -> io::Result<()> {
     let frame = frame::build(envelope, segment).ok_or_else(|| io::Error::other("addresses of two families"))?;
-    match sender.send(&[frame]) {
-        0 => Ok(()),
-        _ => Err(io::Error::other("cannot send on the backend's interface")),
-    }
+    sender.send_one(&frame)
 }
 
 /// A packet socket that sees what comes for this check, on whatever interface, and hardly anything else.

@@ -39,6 +39,18 @@ impl Sender {
         };
         frames.chunks(BATCH).map(|batch| send_batch(socket, batch)).sum()
     }
+
+    /// Sends one frame, or says why it could not be.
+    pub(crate) fn send_one(&mut self, frame: &Frame) -> io::Result<()> {
+        let socket = self.socket.take().map_or_else(open, Ok)?;
+        let socket = self.socket.insert(socket);
+        loop {
+            match send_some(socket, std::slice::from_ref(frame)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
 }
 
 /// A packet socket that receives nothing (protocol 0).
