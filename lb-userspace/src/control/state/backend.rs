@@ -61,7 +61,7 @@ pub enum ComesBack {
     /// By itself: with a slow start, if the service has one, and its part of what others stand in for.
     #[default]
     ByItself,
-    /// Its drain was cancelled: exactly as it was, at once.
+    /// Its drain was cancelled: exactly as it was, at once; a slow start that was on is as far as it would be.
     Cancelled,
     /// It was drained: exactly its own slots, with a slow start.
     Activated,

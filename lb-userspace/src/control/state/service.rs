@@ -25,7 +25,9 @@ use crate::{
 /// Idle timeout of UDP flows where none is set, as AWS's network load balancer has it.
 const UDP_IDLE: Duration = Duration::from_mins(2);
 /// The share of its slots that a slow starter begins with, in thousandths.
-const SLOW_START_FLOOR: u64 = 50;
+const SLOW_START_FLOOR: u128 = 50;
+/// All of them.
+const WHOLE: u32 = 1_000;
 
 /// A service.
 #[derive(Clone, Debug)]
@@ -64,7 +66,7 @@ pub struct Entry {
     pub machine: Backend,
     /// The latest known next hop.
     pub next_hop: Option<NextHop>,
-    /// When its slow start began.
+    /// When its slow start began. Kept while a drain has it out of rotation: cancelling brings it back to where it would be.
     pub ramp_since_ns: Option<u64>,
     /// What its row's counters said when it got the row.
     pub baseline: BackendCounters,
@@ -219,7 +221,9 @@ impl Service {
             self.ring.set_draining(entry.slot, remembered);
             if !wanted && self.ring.is_in(entry.slot) {
                 leaving.push(entry.slot);
-                entry.ramp_since_ns = None;
+                if entry.machine.drain.is_none() {
+                    entry.ramp_since_ns = None;
+                }
             }
         }
         self.ring.leave_all(&leaving);
@@ -232,27 +236,29 @@ impl Service {
         for at in entering {
             let entry = &mut self.backends[*at];
             let comes_back = std::mem::take(&mut entry.machine.comes_back);
-            let slowly = may_be_slow && comes_back != ComesBack::Cancelled;
+            // A cancelled drain goes back to what there was, which may have been a slow start.
+            let since = match comes_back {
+                ComesBack::Cancelled => entry.ramp_since_ns,
+                _ => Some(now.mono_ns),
+            };
+            entry.ramp_since_ns = since.filter(|_| may_be_slow);
             entrants.push(Entrant {
                 id: entry.slot,
                 rebalance: comes_back == ComesBack::ByItself,
-                share: slowly.then_some(SLOW_START_FLOOR as u32),
+                share: entry
+                    .ramp_since_ns
+                    .map(|since| slow_start_share(&self.spec, since, now))
+                    .filter(|share| *share < WHOLE),
             });
         }
         self.ring.enter_all(&entrants);
-        for at in entering {
-            let entry = &mut self.backends[*at];
-            entry.ramp_since_ns = self.ring.is_ramping(entry.slot).then_some(now.mono_ns);
-        }
     }
 
     fn ramp(&mut self, now: Now) {
-        let whole_ns = self.spec.slow_start_s.0.as_nanos().max(1);
         for entry in &mut self.backends {
-            let Some(since) = entry.ramp_since_ns else { continue };
-            let elapsed_ns = u128::from(now.mono_ns.saturating_sub(since));
-            let share = u64::try_from(elapsed_ns * 1_000 / whole_ns).unwrap_or(1_000).clamp(SLOW_START_FLOOR, 1_000);
-            self.ring.ramp(entry.slot, share as u32);
+            let inside = self.ring.is_in(entry.slot);
+            let Some(since) = entry.ramp_since_ns.filter(|_| inside) else { continue };
+            self.ring.ramp(entry.slot, slow_start_share(&self.spec, since, now));
             if !self.ring.is_ramping(entry.slot) {
                 entry.ramp_since_ns = None;
             }
@@ -261,7 +267,7 @@ impl Service {
 
     /// Whether a slow start has to go on.
     pub fn is_ramping(&self) -> bool {
-        self.backends.iter().any(|entry| entry.ramp_since_ns.is_some())
+        self.backends.iter().any(|entry| entry.ramp_since_ns.is_some() && self.ring.is_in(entry.slot))
     }
 
     /// Whether these backends may be drained together.
@@ -374,4 +380,11 @@ impl Service {
             protocol: self.spec.vip.protocol,
         })
     }
+}
+
+/// How many thousandths of its slots a backend may have whose slow start began then.
+fn slow_start_share(spec: &ServiceSpec, since_ns: u64, now: Now) -> u32 {
+    let whole_ns = spec.slow_start_s.0.as_nanos().max(1);
+    let elapsed_ns = u128::from(now.mono_ns.saturating_sub(since_ns));
+    (elapsed_ns * u128::from(WHOLE) / whole_ns).clamp(SLOW_START_FLOOR, WHOLE.into()) as u32
 }

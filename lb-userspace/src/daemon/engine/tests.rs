@@ -489,7 +489,7 @@ async fn silent_flows_are_ended_by_drain_idle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_start_ramps_up_but_a_cancelled_drain_does_not() {
+async fn a_slow_start_ramps_up_and_a_cancelled_drain_starts_none() {
     let rig = three().await;
     let patch = ServicePatch { slow_start_s: Some(Seconds::new(20)), ..ServicePatch::default() };
     rig.handle.set_service("web", patch).await.expect("it is set");
@@ -508,6 +508,38 @@ async fn a_slow_start_ramps_up_but_a_cancelled_drain_does_not() {
     rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
     rig.handle.activate("web", "web-1").await.expect("it comes back");
     assert_eq!(ring(&rig), full);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_cancelled_during_a_slow_start_lets_it_go_on() {
+    let rig = three().await;
+    let patch = ServicePatch { slow_start_s: Some(Seconds::new(20)), ..ServicePatch::default() };
+    rig.handle.set_service("web", patch).await.expect("it is set");
+    let full = ring(&rig);
+    let share = |rig: &Rig| ring(rig).iter().filter(|ring| ring.owner == Some(slot(1))).count();
+    let whole = share(&rig);
+    rig.handle.drain("web", "web-1", timeout(0)).await.expect("a drain");
+    rig.handle.activate("web", "web-1").await.expect("it comes back");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let now_ns = rig.clock.now().mono_ns;
+    rig.kernel().open(slot(1), 1, now_ns);
+    let before = ring(&rig);
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    rig.handle.activate("web", "web-1").await.expect("it is cancelled");
+    let after = ring(&rig);
+    let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+    // The command itself takes some of the slow start's time.
+    let forward = moved.iter().all(|(_, after)| after.owner == Some(slot(1)));
+    assert!(forward && moved.len() < whole / 20, "{} slots are not where they were", moved.len());
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(share(&rig), 0, "a slow start gives a draining backend nothing");
+    rig.handle.activate("web", "web-1").await.expect("it is cancelled");
+    assert!((share(&rig) * 2).abs_diff(whole) < whole / 10, "half of the time is over");
+    rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    rig.handle.activate("web", "web-1").await.expect("it is cancelled");
+    assert!(ring(&rig) == full, "it would be over by now");
 }
 
 #[tokio::test(start_paused = true)]
