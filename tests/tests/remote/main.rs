@@ -5,6 +5,7 @@ mod authority;
 
 use std::{
     fs,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -197,6 +198,22 @@ fn who_cannot_show_who_they_are_is_turned_away() -> Result<()> {
     assert!(!answered, "{text}");
     assert!(remote.scene.ebb.log().contains("was turned away"));
     Ok(())
+}
+
+#[test]
+fn one_host_cannot_keep_the_others_out() -> Result<()> {
+    /// More than there are places.
+    const MANY: usize = 300;
+    let remote = Remote::set()?;
+    let connect = || (0..MANY).map(|_| TcpStream::connect("10.2.0.1:7443")).collect::<std::io::Result<Vec<_>>>();
+    let silent = remote.scene.lab.backends[0].run(connect)??;
+    let deployer = remote.authority.client("deployer")?;
+    said(&remote.cli(1, &deployer, &["status"])?, 0, &["web"]);
+    assert!(remote.scene.ebb.log().contains("connections of that address are open"), "{}", remote.scene.ebb.log());
+    drop(silent);
+    wait_until("its places to be free again", SOON, || {
+        remote.cli(0, &deployer, &["status"]).is_ok_and(|output| output.code == 0)
+    })
 }
 
 /// Asks on the socket as another user; whether there was an answer.

@@ -1,6 +1,7 @@
 //! Remote control: the same operations over TCP, for callers with a certificate that is listed, and for nobody else.
 
 mod settings;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +17,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use settings::{ClientRule, Settings, SettingsError, Terms};
 
+use self::shares::Shares;
 use super::serve::{Listener, attend, converse};
 
 /// Callers served at once, those included who are still showing who they are. The socket has places of its own.
 pub(crate) const CALLERS: usize = 192;
+/// Of those, how many may come from one address.
+const SHARE: usize = CALLERS / 2;
 /// How long a caller may take to show who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller that was turned away has to read why.
@@ -33,7 +37,16 @@ pub async fn serve(
     router: Router,
     shutdown: impl Future<Output = ()>,
 ) {
-    let answer = move |(stream, peer)| answer(stream, peer, terms.clone(), router.clone());
+    let shares = Shares::new(SHARE);
+    let answer = move |(stream, peer): (TcpStream, SocketAddr)| {
+        let (terms, router, shares) = (terms.clone(), router.clone(), Arc::clone(&shares));
+        async move {
+            let Some(_place) = shares.take(peer.ip()) else {
+                return tracing::info!("{peer} was turned away: {SHARE} connections of that address are open");
+            };
+            answer(stream, peer, terms, router).await;
+        }
+    };
     attend(listener, CALLERS, answer, shutdown).await;
 }
 
