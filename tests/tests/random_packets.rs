@@ -3,7 +3,7 @@
 //!
 //! `EBB_RANDOM_PACKETS` says how many (a million for the long run), `EBB_RANDOM_SEED` where to start; both are printed.
 
-use std::{collections::BTreeMap, env, time::SystemTime};
+use std::{collections::BTreeMap, env, sync::LazyLock, time::SystemTime};
 
 use ebb_tests::{
     model::{self, MISTAKES, Model, Random, Run, backends, cells, damaged, frame, sound},
@@ -13,8 +13,11 @@ use ebb_tests::{
 use lb_common::outcome::Outcome;
 
 /// After so many packets, a few seconds' worth, all is forgotten on both sides: the program would forget fragments by and
-/// by, and no flow is to be displaced for want of room.
-const MEMORY: u64 = 20_000;
+/// by, and no flow is to be displaced for want of room. Fewer on a machine that has the time for few.
+static MEMORY: LazyLock<u64> = LazyLock::new(|| number("EBB_RANDOM_PACKETS", PACKETS).min(20_000));
+
+/// How many random packets are tried.
+const PACKETS: u64 = 40_000;
 
 /// The program in the model's world, and the model.
 struct Pair {
@@ -33,7 +36,7 @@ impl Pair {
     }
 
     fn run(&mut self, frame: Vec<u8>) -> Run {
-        if self.packets.is_multiple_of(MEMORY) {
+        if self.packets.is_multiple_of(*MEMORY) {
             self.rig.forget_fragments().expect("empty the map");
             self.rig.flows.clear();
             self.model.forget();
@@ -72,7 +75,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn the_program_does_what_the_model_says() {
-    let packets = number("EBB_RANDOM_PACKETS", 40_000);
+    let packets = number("EBB_RANDOM_PACKETS", PACKETS);
     let clock = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_nanos() as u64;
     let seed = number("EBB_RANDOM_SEED", clock);
     println!("EBB_RANDOM_SEED={seed} EBB_RANDOM_PACKETS={packets}");
@@ -99,14 +102,18 @@ fn the_program_does_what_the_model_says() {
 #[test]
 fn every_seeded_mistake_is_noticed() {
     let (mut pair, mut random) = (Pair::new(), Random::new(1));
-    let runs: Vec<Run> = (0..MEMORY).map(|_| pair.run(frame(&mut random))).collect();
-    let mut right = Model::new();
-    assert_eq!(runs.iter().find_map(|run| right.difference(run)), None, "without a mistake there is nothing to notice");
+    let runs: Vec<Run> = (0..20_000).map(|_| pair.run(frame(&mut random))).collect();
+    let differs = |mut model: Model| {
+        runs.chunks(*MEMORY as usize).find_map(|life| {
+            model.forget();
+            life.iter().find_map(|run| model.difference(run))
+        })
+    };
+    assert_eq!(differs(Model::new()), None, "without a mistake there is nothing to notice");
     for mistake in MISTAKES {
-        let mut model = Model::mistaken(mistake);
-        let noticed = runs.iter().position(|run| model.difference(run).is_some());
-        println!("{mistake:?} noticed at packet {noticed:?}");
-        assert!(noticed.is_some(), "{mistake:?} makes no difference in {} packets", runs.len());
+        let difference = differs(Model::mistaken(mistake));
+        println!("{mistake:?}: {difference:?}");
+        assert!(difference.is_some(), "{mistake:?} makes no difference in {} packets", runs.len());
     }
 }
 
