@@ -109,7 +109,7 @@ impl Hold {
         let left = self.until.left(now).as_secs_f64();
         HoldStatus {
             since: self.since,
-            until: self.until.at,
+            until: self.until.wall(now),
             remaining_s: (left * 1_000.0).round() / 1_000.0,
             outcome: self.outcome,
         }

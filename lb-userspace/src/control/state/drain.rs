@@ -108,7 +108,7 @@ impl Drain {
         };
         DrainStatus {
             started_at: self.started_at,
-            deadline: self.deadline.map(|deadline| deadline.at),
+            deadline: self.deadline.map(|deadline| deadline.wall(now)),
             remaining_s: left.map(|left| rounded(left.as_secs_f64())),
             initial_flows: self.initial_flows.unwrap_or(self.remaining_flows),
             remaining_flows: self.remaining_flows,

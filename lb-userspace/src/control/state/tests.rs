@@ -567,6 +567,35 @@ fn cuts_begin_a_window_before_the_deadline() {
     assert_eq!((last.outcome, last.cut_flows), (Outcome::Deadline, 3));
 }
 
+/// While a machine sleeps its wall clock goes on and its monotonic clock does not: what is left of a drain stays what it was, and
+/// so its deadline is another time of the day.
+#[test]
+fn after_a_sleep_the_deadline_is_shown_as_when_it_will_come() {
+    let mut world = World::new(false);
+    world.open(0, 1);
+    let request = DrainRequest { timeout_s: Some(Limit::seconds(100)), ..DrainRequest::default() };
+    world.balancer.drain("web", "b0", request, world.now).expect("a drain");
+    world.cycle();
+    let set = world.now.wall + jiff::SignedDuration::from_secs(100);
+    let shown = |world: &World| {
+        let status = world.machine(0).expect("it is there").drain.as_ref().expect("it drains").status(world.now);
+        (status.deadline.expect("it has one"), status.remaining_s.expect("it has one"))
+    };
+    world.advance(10);
+    world.now.wall += jiff::SignedDuration::from_millis(-40);
+    assert_eq!(shown(&world), (set, 90.0), "a coarse clock and a slewed one make no other deadline");
+    let asleep = jiff::SignedDuration::from_hours(1);
+    world.now.wall += asleep;
+    let (deadline, left) = shown(&world);
+    assert_eq!((deadline, left), (world.now.wall + jiff::SignedDuration::from_secs(90), 90.0));
+    world.advance(89);
+    world.cycle();
+    assert_eq!((world.state(0), shown(&world)), (State::Draining, (deadline, 1.0)));
+    world.advance(1);
+    world.cycle();
+    assert_eq!(world.state(0), State::Drained);
+}
+
 /// What there is no room for is refused with the limit named, and nothing is half-made.
 #[test]
 fn what_does_not_fit_is_refused() {
