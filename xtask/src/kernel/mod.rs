@@ -33,8 +33,18 @@ pub(crate) struct Plan {
 }
 
 /// The test programs that are run if none is named: those that fail where a kernel takes the program or its packets otherwise.
-const PROGRAMS: &[&str] =
-    &["object", "packet_suite", "random_packets", "one_bucket", "kernel", "packet_path", "drain", "survival", "modes"];
+const PROGRAMS: &[&str] = &[
+    "object",
+    "packet_suite",
+    "random_packets",
+    "one_bucket",
+    "kernel",
+    "packet_path",
+    "drain",
+    "survival",
+    "modes",
+    "suspend",
+];
 
 /// The short run: the programs load, every fixture of the packet suite, a drain with real connections.
 const QUICK: &[(&str, &[&str])] =
