@@ -148,6 +148,22 @@ fn a_deadline_passed_while_the_daemon_was_away_is_made_good() -> Result<()> {
 }
 
 #[test]
+fn a_deadline_that_passed_long_ago_has_cut_what_it_cut() -> Result<()> {
+    let (mut scene, held, at_b1, _) = in_mid_drain("3s")?;
+    scene.ebb.ok(&["service", "set", "web", "--idle-timeout", "5s"])?;
+    scene.ebb.kill()?;
+    wait_until("the packet path to cut", SOON, || held.tally().broken() >= at_b1)?;
+    // Silent for longer than an idle timeout, though not of themselves. Time itself is what this is about.
+    thread::sleep(Duration::from_secs(7));
+    scene.ebb.run()?;
+    let last = scene.ebb.wait_state("web/b1", "drained", SOON)?.last_drain.context("a record")?;
+    assert_eq!((last.outcome.as_str(), last.cut_flows), ("deadline", at_b1 as u64));
+    assert_eq!(scene.ebb.cli(&["wait", "web/b1"])?.code, 3);
+    assert_eq!((held.tally().broken(), held.tally().open), (at_b1, 60 - at_b1), "{:?}", held.tally());
+    Ok(())
+}
+
+#[test]
 fn all_connections_ended_while_the_daemon_was_away() -> Result<()> {
     let (mut scene, held, at_b1, _) = in_mid_drain("none")?;
     scene.ebb.kill()?;

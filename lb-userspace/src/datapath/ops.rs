@@ -21,7 +21,7 @@ use super::{
     Sweep, clock,
     ebpf::EbpfDatapath,
     error::While as _,
-    flows::{CutList, Facts, Kept, Scan, Tally, Tap},
+    flows::{CutList, Facts, Kept, Row, Scan, Tally, Tap},
     maps::Maps,
     pins, ring_store, rows, vips,
 };
@@ -333,9 +333,11 @@ impl EbpfDatapath {
 /// What scans of the flow table have to know of the other maps; backend rows beyond the highest were never used.
 pub(super) fn facts(maps: &Maps, highest_backend: u32) -> Facts {
     let services = (0..maps.services.rows()).filter_map(|slot| maps.services.read(slot));
-    let backends = (0..=highest_backend)
-        .filter_map(|slot| maps.backends.read(slot))
-        .map(|row| (row.generation, State::from_u8(row.state)));
+    let backends = (0..=highest_backend).filter_map(|slot| maps.backends.read(slot)).map(|row| Row {
+        generation: row.generation,
+        state: State::from_u8(row.state),
+        deadline_ns: row.deadline_ns,
+    });
     Facts::new(services, backends)
 }
 

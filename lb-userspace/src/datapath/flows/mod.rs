@@ -10,13 +10,12 @@ mod tests;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use lb_common::{
-    backend::BackendState,
-    flow::{FlowEntry, FlowInit, FlowKey, Life, Meta, Phase, Timers, phase},
+    backend::{BackendState, NO_DEADLINE},
+    flow::{FlowEntry, FlowInit, FlowKey, Life, Meta, Timers},
     flow_table::{self, Entries, Entry, Geometry},
     hash::TABLE_KEYS,
     service::Service,
     tally::FlowTally,
-    time,
 };
 
 use super::mmap::Mapped;
@@ -166,27 +165,47 @@ impl Slot<'_> {
 pub(crate) struct Facts {
     /// By service slot; `None` for a row not in use.
     timers: Vec<Option<Timers>>,
-    /// By backend slot; `None` for a row not in use, else its generation.
-    generations: Vec<Option<u32>>,
+    /// By backend slot; `None` for a row not in use.
+    rows: Vec<Option<Row>>,
+}
+
+/// What a scan needs to know of a backend's row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) generation: u32,
+    /// None if it is no state that this build knows.
+    pub(crate) state: Option<BackendState>,
+    /// As [`lb_common::backend::Backend::deadline_ns`].
+    pub(crate) deadline_ns: u64,
 }
 
 impl Facts {
     /// Gathers them from the rows.
-    pub(crate) fn new(
-        services: impl Iterator<Item = Service>,
-        backends: impl Iterator<Item = (u32, Option<BackendState>)>,
-    ) -> Self {
+    pub(crate) fn new(services: impl Iterator<Item = Service>, rows: impl Iterator<Item = Row>) -> Self {
         let timers = services.map(|service| {
             let timers = Timers { idle_ticks: service.idle_ticks, fin_quiet_ticks: service.fin_quiet_ticks };
             (service.protocol != 0).then_some(timers)
         });
-        let generations =
-            backends.map(|(generation, state)| (state.is_some_and(|s| s != BackendState::Free)).then_some(generation));
-        Self { timers: timers.collect(), generations: generations.collect() }
+        let in_use = |row: &Row| row.state.is_some_and(|state| state != BackendState::Free);
+        Self { timers: timers.collect(), rows: rows.map(|row| Some(row).filter(in_use)).collect() }
+    }
+
+    fn row(&self, backend: u32, generation: u32) -> Option<&Row> {
+        self.rows.get(backend as usize)?.as_ref().filter(|row| row.generation == generation)
     }
 
     fn is_current(&self, backend: u32, generation: u32) -> bool {
-        self.generations.get(backend as usize).copied().flatten() == Some(generation)
+        self.row(backend, generation).is_some()
+    }
+
+    /// When a backend's connections were, or will be, refused by the packet path for being past the deadline.
+    fn refused_from_ns(&self, backend: u32, generation: u32) -> u64 {
+        match self.row(backend, generation) {
+            Some(Row {
+                state: Some(BackendState::Draining | BackendState::UnhealthyDraining), deadline_ns, ..
+            }) => *deadline_ns,
+            _ => NO_DEADLINE,
+        }
     }
 
     fn timers(&self, service: u16) -> Option<Timers> {
@@ -226,14 +245,5 @@ impl Table<'_> {
             flow_table::release(entry);
         }
         unlinked
-    }
-}
-
-/// The phase of a linked entry of a service.
-#[inline]
-fn phase_of(facts: &Facts, service: u16, meta: Meta, now: u32) -> Phase {
-    match facts.timers(service) {
-        Some(timers) => phase(meta.flags(), time::age(now, meta.last_seen()), timers),
-        None => Phase::Dead,
     }
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use lb_common::{
-    flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag},
+    backend::NO_DEADLINE,
+    flow::{FlowEntry, FlowKey, Life, Meta, Phase, flow_flag, phase},
     flow_table::Entry as _,
     tally::FlowTally,
     time,
@@ -14,7 +15,7 @@ use lb_common::{
 
 use crate::datapath::{BackendSlot, EndedFlow, ServiceSlot};
 
-use super::{Brief, Facts, Slot, Table, phase_of};
+use super::{Brief, Facts, Slot, Table};
 
 /// An entry that has been dying for longer lost whoever took it out: a daemon killed on the way.
 const STUCK_TICKS: u32 = time::duration_ticks(5_000_000_000);
@@ -137,6 +138,19 @@ impl<'a> Scan<'a> {
         time::ticks(self.now_ns)
     }
 
+    /// The phase of a linked entry of a service and a backend.
+    ///
+    /// A connection that was open at a deadline that has passed is open: since then the packet path has refused it, so its silence
+    /// since then is not its own, and it is to be told and counted as cut, however late that is.
+    #[inline]
+    fn phase(&self, meta: Meta, service: u16, backend: u32, generation: u32) -> Phase {
+        let Some(timers) = self.facts.timers(service) else { return Phase::Dead };
+        let is_connection = meta.any(flow_flag::ESTABLISHED) && !meta.any(flow_flag::CUT | flow_flag::DATAGRAM);
+        let until = if is_connection { self.facts.refused_from_ns(backend, generation) } else { NO_DEADLINE };
+        let now = time::ticks(self.now_ns.min(until));
+        phase(meta.flags(), time::age(now, meta.last_seen()), timers)
+    }
+
     /// Linked entries.
     fn linked(&self) -> impl Iterator<Item = (u32, Slot<'a>, Meta, FlowEntry)> {
         self.table.view.iter().filter_map(|(index, entry)| {
@@ -191,7 +205,7 @@ impl<'a> Scan<'a> {
     ) {
         let now = self.now();
         let current = self.facts.is_current(flow.backend, flow.generation);
-        let phase = phase_of(self.facts, flow.service, meta, now);
+        let phase = self.phase(meta, flow.service, flow.backend, flow.generation);
         // A flow whose backend is gone has nowhere to go; one that was cut is remembered for what is still said on it.
         if phase == Phase::Dead || (!current && phase != Phase::Cut) {
             // Only who takes an entry out tells of it, so that it is told once.
@@ -252,7 +266,7 @@ impl<'a> Scan<'a> {
     ) -> CutList {
         let mut list = CutList::default();
         for (index, entry, meta, flow) in self.of(backend, generation) {
-            if !phase_of(self.facts, flow.service, meta, self.now()).is_live() {
+            if !self.phase(meta, flow.service, flow.backend, flow.generation).is_live() {
                 continue;
             }
             if !due(self.table.share(&entry.key()), meta.last_seen()) {
@@ -305,7 +319,7 @@ impl<'a> Scan<'a> {
                 continue;
             }
             let Some(flow) = entry.brief(meta).filter(|flow| flow.service == service) else { continue };
-            let phase = phase_of(self.facts, flow.service, meta, now);
+            let phase = self.phase(meta, flow.service, flow.backend, flow.generation);
             let open = matches!(phase, Phase::Established | Phase::HalfClosed);
             if open && self.facts.is_current(flow.backend, flow.generation) {
                 see(time::age(now, flow.started));
@@ -317,7 +331,7 @@ impl<'a> Scan<'a> {
     pub(crate) fn list(&self, limit: usize, wanted: impl Fn(&FlowEntry) -> bool) -> Vec<(Meta, FlowEntry, Phase)> {
         self.linked()
             .filter(|(_, _, _, flow)| wanted(flow) && self.facts.is_current(flow.backend, flow.generation))
-            .map(|(_, _, meta, flow)| (meta, flow, phase_of(self.facts, service_of(&flow), meta, self.now())))
+            .map(|(_, _, meta, flow)| (meta, flow, self.phase(meta, service_of(&flow), flow.backend, flow.generation)))
             .filter(|(_, _, phase)| phase.is_live() || *phase == Phase::Closing)
             .take(limit)
             .collect()

@@ -4,9 +4,9 @@ use std::{net::Ipv4Addr, thread, time::Duration};
 
 use lb_common::{
     addr::Addr,
-    flow::{CUT_TICKS, OPENING_TICKS, flow_flag as ff},
+    flow::{CUT_TICKS, OPENING_TICKS, Phase, flow_flag as ff},
     flow_table::{Insert, Lookup, claim_emptiest, claim_near, insert, lookup},
-    hash,
+    hash, time,
 };
 
 use super::*;
@@ -89,12 +89,8 @@ fn facts() -> Facts {
     service.protocol = 6;
     service.idle_ticks = time::duration_ticks(350 * SECOND_NS);
     service.fin_quiet_ticks = time::duration_ticks(SECOND_NS);
-    let backends = [
-        (1, Some(BackendState::Active)),
-        (1, Some(BackendState::Draining)),
-        (1, Some(BackendState::Active)),
-        (1, Some(BackendState::Free)),
-    ];
+    let states = [BackendState::Active, BackendState::Draining, BackendState::Active, BackendState::Free];
+    let backends = states.map(|state| Row { generation: 1, state: Some(state), deadline_ns: NO_DEADLINE });
     Facts::new([unused, unused, unused, service].into_iter(), backends.into_iter())
 }
 
@@ -102,6 +98,30 @@ fn sweep(memory: &Memory, facts: &Facts, now_ns: u64) -> Vec<Tally> {
     let mut tallies = vec![Tally::default(); 4];
     Scan { table: memory.table(), facts, now_ns, log: None }.sweep(&mut tallies, &mut Vec::new());
     tallies
+}
+
+#[test]
+fn what_was_open_at_a_deadline_is_open_however_late_one_looks() {
+    let memory = Memory::new(1024);
+    let deadline_ns = NOW_NS - 500 * SECOND_NS;
+    let mut facts = facts();
+    facts.rows[1] = Some(Row { generation: 1, state: Some(BackendState::Draining), deadline_ns });
+    let all = [
+        (ff::ESTABLISHED, 349),
+        (ff::ESTABLISHED, 351),
+        (ff::ESTABLISHED | ff::RST, 1),
+        (ff::ESTABLISHED | ff::CUT, 1),
+        (ff::ESTABLISHED | ff::DATAGRAM, 1),
+        (0, 1),
+    ];
+    for (n, (flags, before_s)) in (0u32..).zip(all) {
+        memory.add(n, 1, 1, flags, deadline_ns - before_s * SECOND_NS).unwrap();
+        memory.add(100 + n, 0, 1, flags, deadline_ns - before_s * SECOND_NS).unwrap();
+    }
+    let tallies = sweep(&memory, &facts, NOW_NS);
+    assert_eq!((tallies[1].live(), tallies[0].live()), (1, 0), "the other backend has no deadline");
+    let scan = Scan { table: memory.table(), facts: &facts, now_ns: NOW_NS, log: None };
+    assert_eq!(scan.mark_cut(1, 1, ff::CUT, |_, _| true).marked.len(), 1);
 }
 
 #[test]
