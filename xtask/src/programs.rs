@@ -4,7 +4,7 @@ use std::{
     io::{self, BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -66,38 +66,47 @@ pub(crate) fn run(programs: &[Built], filter: Option<&str>) -> (Said, Vec<String
     let beside = thread::available_parallelism().map_or(1, usize::from);
     let (alone, together): (Vec<_>, Vec<_>) =
         programs.iter().partition(|program| program.is_integration && ALONE.contains(&program.name.as_str()));
-    let heard = Mutex::new((Said::default(), Vec::new()));
+    let heard = Mutex::new(Heard::default());
     for (programs, beside) in [(together, beside), (alone, 1)] {
         let left = Mutex::new(programs.into_iter());
-        thread::scope(|scope| {
-            for _ in 0..beside {
-                scope.spawn(|| {
-                    loop {
-                        let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
-                        let Some(program) = next else { break };
-                        let ended = program.run(filter);
-                        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                        let (said, failed) = &mut *heard;
-                        println!("     Running {} ({})", program.name, program.path.display());
-                        match ended {
-                            Ok((lines, clean)) => {
-                                for line in &lines {
-                                    println!("{line}");
-                                    said.read(line);
-                                }
-                                failed.extend((!clean).then(|| program.name.clone()));
-                            }
-                            Err(error) => {
-                                println!("error: {error:#}");
-                                failed.push(program.name.clone());
-                            }
-                        }
-                    }
-                });
+        let work = || {
+            loop {
+                // A statement of its own, which lets the queue go: in the loop's head it would be held for as long as a program runs.
+                let Some(program) = held(&left).next() else { break };
+                // Said at once: of one that hangs nothing else is heard.
+                eprintln!("+ {}", program.path.display());
+                let ended = program.run(filter);
+                held(&heard).tell(program, ended);
             }
-        });
+        };
+        thread::scope(|scope| (0..beside).for_each(|_| drop(scope.spawn(work))));
     }
-    heard.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let Heard { said, failed } = heard.into_inner().unwrap_or_else(PoisonError::into_inner);
+    (said, failed)
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What programs said, and which of them failed.
+#[derive(Default)]
+struct Heard {
+    said: Said,
+    failed: Vec<String>,
+}
+
+impl Heard {
+    /// Passes on what a program said: its lines, and whether all its tests have passed.
+    fn tell(&mut self, program: &Built, ended: Result<(Vec<String>, bool)>) {
+        println!("\n== {} ({})", program.name, program.path.display());
+        let (lines, clean) = ended.unwrap_or_else(|error| (vec![format!("error: {error:#}")], false));
+        for line in &lines {
+            println!("{line}");
+            self.said.read(line);
+        }
+        self.failed.extend((!clean).then(|| program.name.clone()));
+    }
 }
 
 impl Built {
