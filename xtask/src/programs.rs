@@ -60,14 +60,15 @@ pub(crate) fn named(wanted: &[(String, Vec<String>)]) -> Result<Vec<Program>> {
 /// Programs that take the whole machine on purpose, and so are run when the others have ended.
 const ALONE: &[&str] = &["floods"];
 
-/// Runs test programs, as many beside each other as there are processors: most of them wait most of the time. What one says is
-/// passed on when it has ended; all run even if one fails. What they said, and which of them failed.
+/// Runs test programs, as many beside each other as there are processors, each with one test at a time: no more tests at once
+/// than `cargo test` has, but as many while programs with few tests run. What one says is passed on when it has ended; all run
+/// even if one fails. What they said, and which of them failed.
 pub(crate) fn run(programs: &[Built], filter: Option<&str>) -> (Said, Vec<String>) {
     let beside = thread::available_parallelism().map_or(1, usize::from);
     let (alone, together): (Vec<_>, Vec<_>) =
         programs.iter().partition(|program| program.is_integration && ALONE.contains(&program.name.as_str()));
     let heard = Mutex::new(Heard::default());
-    for (programs, beside) in [(together, beside), (alone, 1)] {
+    for (programs, beside, threads) in [(together, beside, Some("1")), (alone, 1, None)] {
         let left = Mutex::new(programs.into_iter());
         let work = || {
             loop {
@@ -75,7 +76,7 @@ pub(crate) fn run(programs: &[Built], filter: Option<&str>) -> (Said, Vec<String
                 let Some(program) = held(&left).next() else { break };
                 // Said at once: of one that hangs nothing else is heard.
                 eprintln!("+ {}", program.path.display());
-                let ended = program.run(filter);
+                let ended = program.run(filter, threads);
                 held(&heard).tell(program, ended);
             }
         };
@@ -125,12 +126,14 @@ impl Built {
         })
     }
 
-    /// What it says, its stderr among it, and whether all its tests have passed.
-    fn run(&self, filter: Option<&str>) -> Result<(Vec<String>, bool)> {
+    /// What it says, its stderr among it, and whether all its tests have passed; `threads` is how many run at once, if not the
+    /// runner's own choice.
+    fn run(&self, filter: Option<&str>, threads: Option<&str>) -> Result<(Vec<String>, bool)> {
         let (output, input) = io::pipe().context("cannot make a pipe")?;
         let mut command = Command::new(&self.path);
         command.args(filter).current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
         command.env(test::BINARY_VARIABLE, test::debug_binary()?);
+        command.envs(threads.map(|threads| ("RUST_TEST_THREADS", threads)));
         // Errors that a test returns say where they come from; fifty frames of the test runner each would bury them.
         if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
             command.env("RUST_LIB_BACKTRACE", "0");
