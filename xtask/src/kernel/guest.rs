@@ -53,8 +53,8 @@ impl Heard {
 }
 
 /// Longest that a guest may take, and that one of its programs may, in seconds.
-const LIMIT_S: u32 = 4500;
-const PROGRAM_LIMIT_S: u32 = 900;
+const LIMIT_S: u32 = 7200;
+const PROGRAM_LIMIT_S: u32 = 1800;
 
 /// How much longer than on the machine itself things may take before a test gives up on them (`EBB_PATIENCE`), and how
 /// many random packets it has the time for before what fragments leave behind is out of date.
