@@ -160,7 +160,7 @@ fn script(kernel: &Kernel, programs: &[Program], accelerator: Accelerator) -> Re
     let modules = quoted(&kernel.directory.join("lib/modules").display().to_string());
     writeln!(script, "mkdir -p /lib/modules\nmount --bind {modules} /lib/modules")?;
     writeln!(script, "export EBB_PATIENCE={patience} EBB_RANDOM_PACKETS={packets}")?;
-    let ebb = test::target_directory()?.join("debug/ebb").display().to_string();
+    let ebb = test::debug_binary()?.display().to_string();
     writeln!(script, "export {}={}", test::BINARY_VARIABLE, quoted(&ebb))?;
     writeln!(script, "cd {}", quoted(&root().join("tests").display().to_string()))?;
     writeln!(script, "echo \"{OWN}Linux $(uname -r), up for $(cut -d. -f1 /proc/uptime) s\"")?;

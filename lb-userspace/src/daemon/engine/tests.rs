@@ -488,19 +488,29 @@ async fn silent_flows_are_ended_by_drain_idle() {
     assert_eq!((last.outcome, last.cut_flows, last.idle_flows), (Outcome::Completed, 0, 2));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_slow_start_ramps_up_and_a_cancelled_drain_starts_none() {
+/// Three backends, of which web-1 has just begun a slow start of 20 s; the ring as it was before.
+async fn slow_starter() -> (Rig, Vec<RingSlot>) {
     let rig = three().await;
     let patch = ServicePatch { slow_start_s: Some(Seconds::new(20)), ..ServicePatch::default() };
     rig.handle.set_service("web", patch).await.expect("it is set");
     let full = ring(&rig);
-    let share = |rig: &Rig| ring(rig).iter().filter(|ring| ring.owner == Some(slot(1))).count();
-    let whole = share(&rig);
     rig.handle.drain("web", "web-1", timeout(0)).await.expect("a drain");
     rig.handle.activate("web", "web-1").await.expect("it comes back");
-    assert!(share(&rig) > 0 && share(&rig) < whole / 10);
+    (rig, full)
+}
+
+/// How many slots of a ring are web-1's.
+fn share(ring: &[RingSlot]) -> usize {
+    ring.iter().filter(|ring| ring.owner == Some(slot(1))).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_start_ramps_up_and_a_cancelled_drain_starts_none() {
+    let (rig, full) = slow_starter().await;
+    let whole = share(&full);
+    assert!(share(&ring(&rig)) > 0 && share(&ring(&rig)) < whole / 10);
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!((share(&rig) * 2).abs_diff(whole) < whole / 10);
+    assert!((share(&ring(&rig)) * 2).abs_diff(whole) < whole / 10);
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(ring(&rig), full);
     let now_ns = rig.clock.now().mono_ns;
@@ -512,14 +522,8 @@ async fn a_slow_start_ramps_up_and_a_cancelled_drain_starts_none() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_cancelled_during_a_slow_start_lets_it_go_on() {
-    let rig = three().await;
-    let patch = ServicePatch { slow_start_s: Some(Seconds::new(20)), ..ServicePatch::default() };
-    rig.handle.set_service("web", patch).await.expect("it is set");
-    let full = ring(&rig);
-    let share = |rig: &Rig| ring(rig).iter().filter(|ring| ring.owner == Some(slot(1))).count();
-    let whole = share(&rig);
-    rig.handle.drain("web", "web-1", timeout(0)).await.expect("a drain");
-    rig.handle.activate("web", "web-1").await.expect("it comes back");
+    let (rig, full) = slow_starter().await;
+    let whole = share(&full);
     tokio::time::sleep(Duration::from_secs(5)).await;
     let now_ns = rig.clock.now().mono_ns;
     rig.kernel().open(slot(1), 1, now_ns);
@@ -533,9 +537,9 @@ async fn a_drain_cancelled_during_a_slow_start_lets_it_go_on() {
     assert!(forward && moved.len() < whole / 20, "{} slots are not where they were", moved.len());
     rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(share(&rig), 0, "a slow start gives a draining backend nothing");
+    assert_eq!(share(&ring(&rig)), 0, "a slow start gives a draining backend nothing");
     rig.handle.activate("web", "web-1").await.expect("it is cancelled");
-    assert!((share(&rig) * 2).abs_diff(whole) < whole / 10, "half of the time is over");
+    assert!((share(&ring(&rig)) * 2).abs_diff(whole) < whole / 10, "half of the time is over");
     rig.handle.drain("web", "web-1", timeout(60)).await.expect("a drain");
     tokio::time::sleep(Duration::from_secs(15)).await;
     rig.handle.activate("web", "web-1").await.expect("it is cancelled");

@@ -19,10 +19,12 @@ pub(crate) struct Sender {
 impl Sender {
     /// Opens the socket now; what fails is tried again when there is something to send.
     pub(crate) fn prepare(&mut self) -> io::Result<()> {
-        if self.socket.is_none() {
-            self.socket = Some(open()?);
-        }
-        Ok(())
+        self.socket().map(drop)
+    }
+
+    fn socket(&mut self) -> io::Result<&OwnedFd> {
+        let socket = self.socket.take().map_or_else(open, Ok)?;
+        Ok(self.socket.insert(socket))
     }
 
     /// Sends the frames; returns how many could not be.
@@ -30,8 +32,8 @@ impl Sender {
         if frames.is_empty() {
             return 0;
         }
-        let socket = match self.socket.take().map_or_else(open, Ok) {
-            Ok(socket) => self.socket.insert(socket),
+        let socket = match self.socket() {
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::warn!("cannot open a packet socket: {error}");
                 return frames.len() as u64;
@@ -42,8 +44,7 @@ impl Sender {
 
     /// Sends one frame, or says why it could not be.
     pub(crate) fn send_one(&mut self, frame: &Frame) -> io::Result<()> {
-        let socket = self.socket.take().map_or_else(open, Ok)?;
-        let socket = self.socket.insert(socket);
+        let socket = self.socket()?;
         loop {
             match send_some(socket, std::slice::from_ref(frame)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
