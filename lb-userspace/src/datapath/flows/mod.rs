@@ -186,8 +186,13 @@ impl Facts {
             let timers = Timers { idle_ticks: service.idle_ticks, fin_quiet_ticks: service.fin_quiet_ticks };
             (service.protocol != 0).then_some(timers)
         });
-        let in_use = |row: &Row| row.state.is_some_and(|state| state != BackendState::Free);
-        Self { timers: timers.collect(), rows: rows.map(|row| Some(row).filter(in_use)).collect() }
+        let rows = rows.map(|row| match row.state? {
+            BackendState::Free => None,
+            BackendState::Draining | BackendState::UnhealthyDraining => Some(row),
+            // What it says of a deadline is of no drain.
+            _ => Some(Row { deadline_ns: NO_DEADLINE, ..row }),
+        });
+        Self { timers: timers.collect(), rows: rows.collect() }
     }
 
     fn row(&self, backend: u32, generation: u32) -> Option<&Row> {
@@ -200,12 +205,7 @@ impl Facts {
 
     /// When a backend's connections were, or will be, refused by the packet path for being past the deadline.
     fn refused_from_ns(&self, backend: u32, generation: u32) -> u64 {
-        match self.row(backend, generation) {
-            Some(Row {
-                state: Some(BackendState::Draining | BackendState::UnhealthyDraining), deadline_ns, ..
-            }) => *deadline_ns,
-            _ => NO_DEADLINE,
-        }
+        self.row(backend, generation).map_or(NO_DEADLINE, |row| row.deadline_ns)
     }
 
     fn timers(&self, service: u16) -> Option<Timers> {
